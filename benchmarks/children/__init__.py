@@ -1,0 +1,1 @@
+"""What runs in a process of its own: one contestant, once; the front files of the folder above start it."""

@@ -1,0 +1,15 @@
+"""Checkpoints: what a run needs to go on, whole or absent on disk."""
+
+from __future__ import annotations
+
+from deepseek.lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "list_checkpoints": "deepseek.checkpoint.store:list_checkpoints",
+        "load_checkpoint": "deepseek.checkpoint.store:load_checkpoint",
+        "load_newest": "deepseek.checkpoint.store:load_newest",
+        "save_checkpoint": "deepseek.checkpoint.store:save_checkpoint",
+    },
+)

@@ -1,0 +1,75 @@
+"""`deepseek check-env`, `explain`, `models` and `new`: look around, and begin."""
+
+from __future__ import annotations
+
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from deepseek.errors import ConfigError
+
+
+def check_env(json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+    """Look at this machine: what is fine, what is slow, what will fail, and the command that mends it."""
+    from deepseek.utils.check_env import run_check
+
+    raise typer.Exit(run_check(json))
+
+
+def explain(
+    key: Annotated[
+        str, typer.Argument(metavar="[KEY]", help="A setting or section, such as train.learning_rate.")
+    ] = "",
+) -> None:
+    """Say what a setting of the recipe means: type, default, limits. Without a key: all of them."""
+    from deepseek import config
+    from deepseek.models.build import model_config
+    from deepseek.road.recipe import Recipe
+
+    first, _, rest = key.partition(".")
+    if first == "model" and rest:
+        typer.echo("model." + config.explain(type(model_config({"name": "GPT"})[1]), rest))
+        return
+    if not key:
+        for section in Recipe.model_fields:
+            typer.echo(config.explain(Recipe, section))
+        return
+    typer.echo(config.explain(Recipe, key))
+
+
+def models() -> None:
+    """List the model templates and the sizes of the zoo, with parameters and memory."""
+    import torch
+
+    from deepseek.models.build import build, model_config, zoo
+
+    table = Table("name", "template", "parameters", "fp32", "context", box=None, pad_edge=False)
+    for name in zoo():
+        template, config = model_config(name)
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in build(config).parameters())
+        context = str(getattr(config, "max_length", ""))
+        table.add_row(name, template, f"{parameters / 1e6:,.1f} M", f"{parameters * 4 / 1e6:,.0f} MB", context)
+    Console().print(table)
+    typer.echo("\nin a recipe:  model: {name: gpt-mini, max_length: 512}")
+
+
+def new(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write, such as my-model.yaml.")],
+    data: Annotated[str, typer.Option(help="The text to train on.")] = "python-docs",
+) -> None:
+    """Write a recipe to begin with, every line explained."""
+    from deepseek.files import write_text
+    from deepseek.road.quickstart import template
+
+    if path.suffix not in {".yaml", ".yml"}:
+        path = path.with_name(path.name + ".yaml")
+    if path.exists():
+        raise ConfigError(f"{path} exists already", fix="choose another name or remove it first")
+    text = template("new").replace("NAME", path.stem).replace("DATA", dumps(data, ensure_ascii=False))
+    write_text(path, text)
+    typer.echo(f"written: {path}\nnext: deepseek run {path}")

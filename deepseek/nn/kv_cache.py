@@ -1,0 +1,51 @@
+"""The keys and values of a text so far, so that a new token costs one step of attention and not all of them.
+
+One contiguous block a layer, allocated once for the longest text. Paged memory is a server's matter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deepseek.errors import ModelError
+
+
+class KVCache:
+    """Keys and values of `num_layers` layers, each (batch, num_heads, capacity, head_dim).
+
+    `length` is the number of tokens stored. A model calls `append` for each layer, then `advance` once.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        batch_size: int,
+        num_heads: int,
+        capacity: int,
+        head_dim: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (num_layers, batch_size, num_heads, capacity, head_dim)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.capacity = capacity
+        self.length = 0
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (batch, num_heads, time, head_dim) after what is there; return all of the layer's keys and values.
+
+        Raises ModelError when the text would outgrow the capacity.
+        """
+        end = self.length + key.shape[2]
+        if end > self.capacity:
+            raise ModelError("the text outgrows its cache", found=f"{end} tokens", wanted=f"at most {self.capacity}")
+        self.keys[layer, :, :, self.length : end] = key
+        self.values[layer, :, :, self.length : end] = value
+        keys, values = self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        return keys.to(key.dtype), values.to(value.dtype)
+
+    def advance(self, time: int) -> None:
+        """Count `time` tokens as stored, after every layer has appended them."""
+        self.length += time

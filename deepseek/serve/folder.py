@@ -1,0 +1,73 @@
+"""Which bundles a folder holds, and what they are called. Nothing outside the folder is ever opened.
+
+Not here: reading bundles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepseek.errors import BundleError
+from deepseek.serve.schema import MODEL_NAME
+
+_MARK = "config.yaml"
+
+
+def find_bundles(model_dir: str | Path) -> dict[str, Path]:
+    """Return name -> path: `model_dir` itself where it is a bundle, else its subfolders that are.
+
+    Hidden folders and temporary ones of writers are passed over. Raises BundleError when there is none, when a
+    name is not fit for a model, or when a link leads out of `model_dir`.
+    """
+    root = Path(model_dir)
+    if not root.exists():
+        raise BundleError(f"{root} does not exist", wanted="a bundle, or a folder of bundles", fix="check the path")
+    if not root.is_dir() or (root / _MARK).exists():
+        return name_bundles([root])
+    folders = sorted(path for path in root.iterdir() if not path.name.startswith(".") and ".tmp-" not in path.name)
+    bundles = {path.name: path for path in folders if _inside(path, root) and (path / _MARK).exists()}
+    if not bundles:
+        raise BundleError(
+            f"no bundle in {root}",
+            found=", ".join(path.name for path in folders[:8]) or "an empty folder",
+            wanted=f"a subfolder with a {_MARK}",
+            fix="write one with ds.save(model, path) or 'deepseek train'",
+        )
+    for name, path in bundles.items():
+        _check(name, path, root)
+    return bundles
+
+
+def name_bundles(paths: Sequence[str | Path]) -> dict[str, Path]:
+    """Return name -> path for bundles given one by one. Raises BundleError for a bad name or one used twice."""
+    bundles: dict[str, Path] = {}
+    for given in paths:
+        path = Path(given).resolve()
+        name = path.name if path.is_dir() else path.stem
+        _check(name, path, path)
+        if name in bundles:
+            raise BundleError(f"two bundles are called '{name}'", found=f"{bundles[name]} and {path}", fix="rename one")
+        bundles[name] = path
+    return bundles
+
+
+def _check(name: str, path: Path, root: Path) -> None:
+    if not MODEL_NAME.fullmatch(name) or name in {".", ".."}:
+        raise BundleError(
+            f"{path} can't be served under its name",
+            found=ascii(name),
+            wanted="1 to 64 letters, digits, '.', '_' or '-'",
+            fix="rename the folder",
+        )
+    for entry in path.rglob("*"):
+        _inside(entry, root)
+
+
+def _inside(path: Path, root: Path) -> bool:
+    """Return True, or raise BundleError where a link leads out of `root`."""
+    if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+        raise BundleError(
+            f"{path} is a link that leads out of {root}", found=path.resolve(), fix="copy the files instead"
+        )
+    return True

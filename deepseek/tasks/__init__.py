@@ -1,0 +1,25 @@
+"""Tasks: what a model is for. One object serves training, evaluation, compression and serving."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deepseek.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from deepseek.tasks.language_modeling import LanguageModeling as LanguageModeling
+    from deepseek.tasks.supervised import Supervised as Supervised
+    from deepseek.tasks.task import Loss as Loss
+    from deepseek.tasks.task import Task as Task
+    from deepseek.tasks.task import mean_loss as mean_loss
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "LanguageModeling": "deepseek.tasks.language_modeling:LanguageModeling",
+        "Loss": "deepseek.tasks.task:Loss",
+        "Supervised": "deepseek.tasks.supervised:Supervised",
+        "Task": "deepseek.tasks.task:Task",
+        "mean_loss": "deepseek.tasks.task:mean_loss",
+    },
+)

@@ -1,0 +1,66 @@
+"""Language modelling: predict the next token. Batches: `input_ids`, `labels` (-100 where none), `document_ids`."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from deepseek.nn.losses import IGNORE, chunked_cross_entropy, cross_entropy_sum
+from deepseek.tasks.task import Batch, Loss
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """A language model whose output layer can be applied apart, part by part."""
+
+    lm_head: nn.Module
+
+    def forward_features(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """Return what `lm_head` reads: (batch, time, d_model)."""
+        ...
+
+
+class LanguageModeling:
+    """Next-token cross-entropy in nats, summed over the labels that are not -100.
+
+    Logits of more than `max_logits_bytes` (float32) are computed in chunks, so that they are never all in memory.
+    """
+
+    name = "language_modeling"
+
+    def __init__(self, max_logits_bytes: int = 256 << 20) -> None:
+        self.max_logits_bytes = max_logits_bytes
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of target tokens."""
+        return int((batch["labels"] != IGNORE).sum())
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Return the summed loss of `input_ids` and `labels`, both (batch, time) of int64."""
+        return Loss(self.loss_sum(model, batch), self.count(batch))
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the summed loss alone: what a compiler can follow without leaving the graph."""
+        input_ids, labels = batch["input_ids"], batch["labels"].flatten()
+        documents = {"document_ids": batch["document_ids"]} if "document_ids" in batch else {}
+        if not isinstance(model, HasFeatures):
+            return cross_entropy_sum(model(input_ids, **documents).flatten(0, 1), labels)
+        features = model.forward_features(input_ids, **documents).flatten(0, 1)
+        vocab_size = int(getattr(model.lm_head, "out_features", 1))
+        chunk = max(1, self.max_logits_bytes // (4 * vocab_size))
+        if features.shape[0] <= chunk:
+            return cross_entropy_sum(model.lm_head(features), labels)
+        return chunked_cross_entropy(model.lm_head, features, labels, chunk)
+
+    def metrics(self, mean_loss: float) -> dict[str, float]:
+        """Return the loss in nats a token and the perplexity."""
+        return {"loss": mean_loss, "perplexity": math.exp(min(mean_loss, 700.0))}
+
+    def predict(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Return next-token probabilities (batch, vocab_size) after `inputs` (batch, time)."""
+        with torch.inference_mode():
+            logits: Tensor = model(inputs)
+            return logits[:, -1].float().softmax(-1)
