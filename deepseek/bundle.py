@@ -25,10 +25,10 @@ from deepseek.errors import BundleError, ConfigError, ModelError, TokenizerError
 from deepseek.files import atomic_folder, atomic_path
 from deepseek.golden import Golden, check_golden, make_golden
 from deepseek.hardware import resolve_device
-from deepseek.models.build import build, template_of
+from deepseek.models.factory import build, template_of
 from deepseek.nn.int8_swap import int8_specs, swap_linears
 from deepseek.registry import TASKS
-from deepseek.yaml_source import parse_yaml, read_yaml
+from deepseek.yaml_source import YamlSource, parse_yaml, read_yaml
 
 FORMAT_VERSION = 1
 
@@ -230,8 +230,7 @@ def _read_file(path: Path) -> _Parts:
             wanted="a file written by ds.save(model, 'NAME.pt')",
             fix="files that hold pickled code are never opened; save the model again with ds.save",
         ) from error
-    config = _checked_config(BundleConfig.from_source(source), path)
-    return config, state, Tokenizer(text) if text else None, golden
+    return _checked_config(source, path), state, Tokenizer(text) if text else None, golden
 
 
 def _read_folder(path: Path) -> _Parts:
@@ -242,10 +241,7 @@ def _read_folder(path: Path) -> _Parts:
             wanted="a folder written by ds.save or `deepseek train`",
             fix="a run folder keeps its bundle in RUN/bundle" if (path / "bundle").is_dir() else None,
         )
-    version = read_yaml(path / "config.yaml").value
-    if isinstance(version, dict):
-        _check_version(version.get("format_version"), path)
-    config = _checked_config(BundleConfig.from_yaml(path / "config.yaml"), path)
+    config = _checked_config(read_yaml(path / "config.yaml"), path)
     try:
         state = load_file(path / "model.safetensors")
     except (SafetensorError, OSError, ValueError) as error:
@@ -263,7 +259,9 @@ def _read_folder(path: Path) -> _Parts:
     return config, state, tokenizer, golden
 
 
-def _check_version(version: object, path: Path) -> None:
+def _checked_config(source: YamlSource, path: Path) -> BundleConfig:
+    """Return the config; the version comes first, since another one may have other keys."""
+    version = source.value.get("format_version") if isinstance(source.value, dict) else FORMAT_VERSION
     if version != FORMAT_VERSION:
         raise BundleError(
             f"{path} is of another bundle version",
@@ -271,10 +269,7 @@ def _check_version(version: object, path: Path) -> None:
             wanted=f"version {FORMAT_VERSION}",
             fix="install the deepseek-framework release that wrote it, or save the model again",
         )
-
-
-def _checked_config(config: BundleConfig, path: Path) -> BundleConfig:
-    _check_version(config.format_version, path)
+    config = BundleConfig.from_source(source)
     if config.task not in TASKS:
         raise BundleError(
             f"{path} is for an unknown task", found=repr(config.task), fix=did_you_mean(config.task, TASKS)

@@ -216,7 +216,9 @@ def _default(field: FieldInfo) -> str:
         return ", required"
     if isinstance(default, BaseModel):
         return ""
-    return f", default {'null' if default is None else default}"
+    if default is None:
+        return ", default null"
+    return f", default {str(default).lower() if isinstance(default, bool) else default}"
 
 
 def _limits(field: FieldInfo) -> str:

@@ -225,11 +225,19 @@ def _only_one(lock: Path) -> Iterator[IO[str]]:
         with open(lock, "a+", encoding="utf-8", errors="replace") as handle:
             if fcntl is not None:
                 fcntl.flock(handle, fcntl.LOCK_EX)
-                if not lock.exists() or os.fstat(handle.fileno()).st_ino != lock.stat().st_ino:
+                if not _is_at(handle, lock):
                     continue  # its holder removed it in this moment
             handle.seek(0)
             yield handle
             return
+
+
+def _is_at(handle: IO[str], path: Path) -> bool:
+    """Return whether the open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _own_name() -> str:

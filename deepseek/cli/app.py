@@ -55,7 +55,7 @@ def main() -> None:
     """Run the command line."""
     console = Console(stderr=True, highlight=False)
     try:
-        app()
+        app(prog_name="deepseek")
     except DeepSeekError as error:
         console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None

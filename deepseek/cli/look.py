@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -27,25 +29,25 @@ def explain(
 ) -> None:
     """Say what a setting of the recipe means: type, default, limits. Without a key: all of them."""
     from deepseek import config
-    from deepseek.models.build import model_config
+    from deepseek.models.factory import model_config
     from deepseek.road.recipe import Recipe
 
+    template = type(model_config({"name": "GPT"})[1])
     first, _, rest = key.partition(".")
     if first == "model" and rest:
-        typer.echo("model." + config.explain(type(model_config({"name": "GPT"})[1]), rest))
+        typer.echo("model." + config.explain(template, rest))
         return
-    if not key:
-        for section in Recipe.model_fields:
-            typer.echo(config.explain(Recipe, section))
-        return
-    typer.echo(config.explain(Recipe, key))
+    for section in [key] if key else list(Recipe.model_fields):
+        typer.echo(config.explain(Recipe, section))
+        if section == "model":
+            typer.echo(config.explain(template, ""))
 
 
 def models() -> None:
     """List the model templates and the sizes of the zoo, with parameters and memory."""
     import torch
 
-    from deepseek.models.build import build, model_config, zoo
+    from deepseek.models.factory import build, model_config, zoo
 
     table = Table("name", "template", "parameters", "fp32", "context", box=None, pad_edge=False)
     for name in zoo():
@@ -63,13 +65,18 @@ def new(
     data: Annotated[str, typer.Option(help="The text to train on.")] = "python-docs",
 ) -> None:
     """Write a recipe to begin with, every line explained."""
+    from deepseek.config import parse_yaml
     from deepseek.files import write_text
     from deepseek.road.quickstart import template
+    from deepseek.road.recipe import checked_recipe
 
     if path.suffix not in {".yaml", ".yml"}:
         path = path.with_name(path.name + ".yaml")
     if path.exists():
         raise ConfigError(f"{path} exists already", fix="choose another name or remove it first")
-    text = template("new").replace("NAME", path.stem).replace("DATA", dumps(data, ensure_ascii=False))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-")[:64] or "run"
+    values = {"NAME": name, "DATA": dumps(data, ensure_ascii=False)}
+    text = re.sub("NAME|DATA", lambda match: values[match[0]], template("new"))
+    checked_recipe(parse_yaml(text, str(path)))
     write_text(path, text)
-    typer.echo(f"written: {path}\nnext: deepseek run {path}")
+    typer.echo(f"written: {path}\nnext: deepseek run {shlex.quote(str(path))}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from deepseek.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deepseek.data import Tokenizer
     from deepseek.road.recipe import Recipe
+    from deepseek.road.run_folder import RunFolder
     from deepseek.train.text_data import TextData
 
 _BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a run folder with a bundle in it.")]
@@ -25,25 +26,28 @@ def compress(
     bundle: _BundlePath,
     out: Annotated[Path | None, typer.Option(help="Where the new bundle goes; default: BUNDLE-int8.")] = None,
     data: _Data = None,
-    method: Annotated[str | None, typer.Option(help="dynamic, weight_only or static.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="dynamic, weight_only, static or bf16; default: as the run's recipe says.")
+    ] = None,
 ) -> None:
     """Quantize a bundle to int8, and measure size, quality and time before and after."""
     from deepseek.compress.config import CompressConfig
     from deepseek.compress.stage import compress_bundle
     from deepseek.road import language
-    from deepseek.road.run_folder import RunFolder
     from deepseek.road.walk import compress_lines
 
     path = _bundle_in(bundle)
-    text = _text_for(path, data)
-    config = CompressConfig(**({} if method is None else {"method": method}))
-    target = out or path.with_name(f"{path.name}-int8")
-    run = RunFolder(path.parent)
+    target = out or path.with_name(f"{path.stem}-int8.pt" if path.is_file() else f"{path.name}-int8")
     if target.exists():
         raise ConfigError(f"{target} exists already", fix="choose another place with --out, or remove it first")
+    recipe = _recipe_of(path)
+    config = (recipe.compress if recipe is not None else None) or CompressConfig()
+    config = config if method is None else config.replace(method=method)
+    text = _text_for(path, recipe, data)
     report = compress_bundle(path, target, language.validation_batches(text), config=config)
-    if run.results:
-        run.record("compress", report.to_dict())
+    with _run_of(path, out is None and data is None) as run:
+        if run is not None:
+            run.record("compress", report.to_dict())
     for line in compress_lines(report.to_dict()):
         typer.echo(line)
     typer.echo(f"written: {target}")
@@ -54,13 +58,14 @@ def evaluate(bundle: _BundlePath, data: _Data = None) -> None:
     from deepseek.bundle import load
     from deepseek.road import language
     from deepseek.road.recipe import EvaluateConfig
-    from deepseek.road.run_folder import RunFolder
 
     path = _bundle_in(bundle)
-    run = RunFolder(path.parent)
-    numbers = language.evaluate_stage(
-        load(path), _text_for(path, data), EvaluateConfig(), run if run.results and data is None else None
-    )
+    loaded = load(path)
+    recipe = _recipe_of(path)
+    config = (recipe.evaluate if recipe is not None else None) or EvaluateConfig()
+    text = _text_for(path, recipe, data)
+    with _run_of(path, data is None) as run:
+        numbers = language.evaluate_stage(loaded, text, config, run)
     for name, value in numbers.items():
         typer.echo(f"{name:<14} {value:.4f}")
 
@@ -71,37 +76,68 @@ def export(
 ) -> None:
     """Export a bundle to ONNX; the file is run in ONNX Runtime and compared before it counts."""
     from deepseek.bundle import load
-    from deepseek.export.onnx_export import export_onnx
+    from deepseek.export.onnx_export import OnnxConfig, export_onnx
 
     path = _bundle_in(bundle)
-    report = export_onnx(load(path, device="cpu").model, out or path / "exports" / "model.onnx")
-    console = Console(highlight=False, soft_wrap=True)
+    loaded = load(path, device="cpu")
+    target = out or (path.with_suffix(".onnx") if path.is_file() else path / "exports" / "model.onnx")
+    recipe = _recipe_of(path)
+    config = (recipe.export if recipe is not None else None) or OnnxConfig()
+    report = export_onnx(loaded.model, target, config=config)
+    with _run_of(path, out is None) as run:
+        if run is not None:
+            run.record("export", report.to_dict())
     for check in report.to_dict()["checks"]:
-        console.print(f"  shape {check['shape']}  largest difference {check['max_abs_error']:.1e}", markup=False)
-    console.print(f"written: {report.path} ({report.bytes / 1e6:.1f} MB, opset {report.opset})", markup=False)
+        typer.echo(f"  shape {check['shape']}  largest difference {check['max_abs_error']:.1e}")
+    typer.echo(f"written: {report.path} ({report.bytes / 1e6:.1f} MB, opset {report.opset})")
 
 
 def _bundle_in(path: Path) -> Path:
     """Return the bundle meant: the path itself, or the `bundle` of a run folder."""
+    path = path if path.name not in {"", ".."} else path.resolve()  # `.` has no name to put -int8 after
     return path / "bundle" if (path / "bundle" / "config.yaml").is_file() else path
 
 
-def _text_for(bundle: Path, data: str | None) -> TextData:
+def _recipe_of(bundle: Path) -> Recipe | None:
+    """Return the recipe of the run whose folder the bundle is in."""
+    from deepseek.road.walk import recipe_of_run
+
+    return recipe_of_run(bundle.parent)[0] if (bundle.parent / "recipe.yaml").is_file() else None
+
+
+@contextmanager
+def _run_of(bundle: Path, usual: bool) -> Iterator[RunFolder | None]:
+    """Hold the run whose trained bundle this is, and renew its report; None for other bundles, or where text or place
+    are not the `usual` ones."""
+    from deepseek.files import folder_lock
+    from deepseek.report import render_report
+    from deepseek.road.run_folder import RunFolder
+
+    run = RunFolder(bundle.parent)
+    if not usual or not run.results or bundle.resolve() != run.bundle.resolve():
+        yield None
+        return
+    with folder_lock(run.path):
+        yield run
+        if (run.path / "report.html").is_file():
+            render_report(run.path)
+
+
+def _text_for(bundle: Path, recipe: Recipe | None, data: str | None) -> TextData:
+    """Return the text to measure on: all of `data`, else what the run's recipe held back from training."""
     from deepseek.bundle import load
     from deepseek.road import language
     from deepseek.road.recipe import DataConfig, Recipe
-    from deepseek.road.walk import recipe_of_run
+    from deepseek.train.config import TrainConfig
 
     loaded = load(bundle, device="cpu")
-    tokenizer: Tokenizer | None = loaded.tokenizer
-    if tokenizer is None:
+    if loaded.tokenizer is None:
         raise ConfigError(f"{bundle} has no tokenizer", wanted="a bundle of a language model")
     if data is not None:
-        recipe: Recipe = Recipe(data=DataConfig(train=data), model=loaded.config.model)
-    elif (bundle.parent / "recipe.yaml").is_file():
-        recipe = recipe_of_run(bundle.parent)[0]
-    else:
+        whole = TrainConfig(val_fraction=0.0, batch_size=1)
+        recipe = Recipe(data=DataConfig(train=data), model=loaded.config.model, train=whole)
+    if recipe is None:
         raise ConfigError(
             f"{bundle} is not in a run folder, so its text is not known", fix="name text with --data PATH"
         )
-    return language.text_for(recipe, tokenizer)
+    return language.text_for(recipe, loaded.tokenizer)

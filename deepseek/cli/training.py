@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from deepseek.road.walk import Walk
 
 _RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart.yaml.")]
-_OptionalRecipe = Annotated[
-    Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe; its other stages are left out.")
-]
-_ResumeRun = Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with the unfinished run in this folder.")]
 _Name = Annotated[str | None, typer.Option(help="Name of the run; its folder is OUTPUT_DIR/NAME.")]
 _OutputDir = Annotated[str | None, typer.Option(help="Folder that run folders are made in.")]
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint of this run.")]
@@ -31,7 +28,7 @@ def quickstart(
     ] = None,
     output_dir: Annotated[str, typer.Option(help="Folder that the run folder is made in.")] = "runs",
     minutes: Annotated[
-        float | None, typer.Option(min=0.05, max=10_000, help="Minutes of training to aim for; default: 1.7.")
+        float | None, typer.Option(min=0.05, max=10_000, help="Minutes of training to aim for; default: 2.3.")
     ] = None,
 ) -> None:
     """Raw text to a served, measured language model in a few minutes, without any download."""
@@ -40,8 +37,7 @@ def quickstart(
     from deepseek.road.quickstart import quickstart_recipe
 
     console = _console()
-    result = walk_quickstart(quickstart_recipe(data, output_dir, minutes), console.print)
-    _closing(console, result)
+    _closing(console, walk_quickstart(quickstart_recipe(data, output_dir, minutes), console.print))
 
 
 def run(recipe: _RecipePath, resume: _Resume = False, name: _Name = None, output_dir: _OutputDir = None) -> None:
@@ -77,32 +73,37 @@ def train(
             wanted="a recipe, or --resume RUN",
             fix="deepseek train recipes/quickstart.yaml",
         )
+    changes = {key: value for key, value in (("name", name), ("output_dir", output_dir)) if value is not None}
+    if resume is not None and changes:
+        raise ConfigError("a resumed run keeps its folder", found=f"--{'/'.join(changes)}", wanted="--resume RUN alone")
     console = _console()
-    if resume is not None:
-        chosen = recipe_of_run(resume)[0]
-    else:
-        chosen = read_recipe(recipe or Path())
-        changes = {key: value for key, value in (("name", name), ("output_dir", output_dir)) if value is not None}
-        chosen = chosen.replace(**changes) if changes else chosen
-    _closing(console, train_only(chosen, console.print, resume=resume is not None))
+    chosen = recipe_of_run(resume)[0] if resume is not None else read_recipe(recipe or Path())
+    chosen = chosen.replace(**changes) if changes else chosen
+    _closing(console, train_only(chosen, console.print, resume=resume is not None), only_train=True)
 
 
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def _closing(console: Console, result: Walk) -> None:
+def _closing(console: Console, result: Walk, *, only_train: bool = False) -> None:
     folder = escape(str(result.run.path))
     if result.interrupted:
-        console.print(f"\nstopped and saved; go on with: [bold]deepseek train --resume {folder}[/bold]")
+        recipe = shlex.quote(str(result.run.path / "recipe.yaml"))
+        command = f"train --resume {shlex.quote(str(result.run.path))}" if only_train else f"run {recipe} --resume"
+        console.print(f"\nstopped and saved; go on with: [bold]deepseek {escape(command)}[/bold]")
         raise typer.Exit(130)
     console.print(f"\ndone in {result.seconds:.0f} s; everything is in [bold]{folder}[/bold]")
     if result.report is not None:
         console.print(f"  report   {escape(str(result.report))}")
     bundle = result.run.compressed if result.run.compressed.exists() else result.run.bundle
-    console.print(f"  serve    deepseek serve {escape(str(bundle))}")
-    if result.report is not None:
+    console.print(f"  serve    deepseek serve {escape(shlex.quote(str(bundle)))}")
+    if only_train:
+        recipe = shlex.quote(str(result.run.path / "recipe.yaml"))
+        console.print(f"  the other stages   deepseek run {escape(recipe)} --resume")
+    else:
         console.print("  your own text   deepseek quickstart --data my.txt")
         console.print(
-            "  your own recipe deepseek new my-model.yaml, then deepseek run my-model.yaml (all settings: deepseek explain)"
+            "  your own recipe deepseek new my-model.yaml, then deepseek run my-model.yaml "
+            "(all settings: deepseek explain)"
         )

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import nn
 from torch.export import ExportedProgram
 
-import deepseek
+from deepseek import __version__
 from deepseek.config import Config
 from deepseek.errors import DeepSeekError, ExportError
 from deepseek.export.capture import capture, quiet
@@ -193,5 +193,5 @@ def _describe(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
         for value in values:
             value.ClearField("metadata_props")
     proto.graph.ClearField("metadata_props")
-    proto.producer_name, proto.producer_version = "deepseek-framework", deepseek.__version__
+    proto.producer_name, proto.producer_version = "deepseek-framework", __version__
     onnx.helper.set_model_props(proto, {"torch": torch.__version__, **metadata})

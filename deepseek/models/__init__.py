@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from deepseek.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from deepseek.models.build import build as build
-    from deepseek.models.build import model_config as model_config
+    from deepseek.models.factory import build as build
+    from deepseek.models.factory import model_config as model_config
     from deepseek.models.generation import SamplingConfig as SamplingConfig
     from deepseek.models.generation import stream_tokens as stream_tokens
     from deepseek.models.gpt import GPT as GPT
@@ -20,8 +20,8 @@ __getattr__, __dir__ = lazy_names(
         "GPT": "deepseek.models.gpt:GPT",
         "GPTConfig": "deepseek.models.gpt:GPTConfig",
         "SamplingConfig": "deepseek.models.generation:SamplingConfig",
-        "build": "deepseek.models.build:build",
-        "model_config": "deepseek.models.build:model_config",
+        "build": "deepseek.models.factory:build",
+        "model_config": "deepseek.models.factory:model_config",
         "stream_tokens": "deepseek.models.generation:stream_tokens",
     },
 )

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch.optim import *  # noqa: F403
 
     from deepseek.optim.precision import Precision as Precision
-    from deepseek.train.mixed_precision import MixedPrecisionTrainer as MixedPrecisionTrainer
 
 _names, __dir__ = lazy_names(
     __name__,

@@ -39,7 +39,7 @@ class _Deferrable(type):
     """
 
     def __call__(cls, *args: Any, **settings: Any) -> Any:
-        torch_class: type[Optimizer] | None = cls.__dict__.get("_torch_class")
+        torch_class = _stands_for(cls)
         if torch_class is None:
             return super().__call__(*args, **settings)
         if args or "params" in settings:
@@ -47,18 +47,16 @@ class _Deferrable(type):
         return DeferredOptimizer(torch_class, settings)
 
     def __instancecheck__(cls, instance: object) -> bool:
-        return (
-            isinstance(instance, cls.__dict__["_torch_class"])
-            if "_torch_class" in cls.__dict__
-            else (super().__instancecheck__(instance))
-        )
+        torch_class = _stands_for(cls)
+        return super().__instancecheck__(instance) if torch_class is None else isinstance(instance, torch_class)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        return (
-            issubclass(subclass, cls.__dict__["_torch_class"])
-            if "_torch_class" in cls.__dict__
-            else (super().__subclasscheck__(subclass))
-        )
+        torch_class = _stands_for(cls)
+        return super().__subclasscheck__(subclass) if torch_class is None else issubclass(subclass, torch_class)
+
+
+def _stands_for(cls: type) -> type[Optimizer] | None:
+    return cls.__dict__.get("_torch_class")
 
 
 def deferrable(torch_class: type[Optimizer]) -> type[Optimizer]:

@@ -10,8 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from deepseek.config import parse_yaml
 from deepseek.errors import DataError
+from deepseek.files import folder_lock
 from deepseek.report import render_report
 from deepseek.road.recipe import Recipe, checked_recipe
 from deepseek.road.run_folder import RunFolder
@@ -50,12 +53,13 @@ def quickstart(recipe: Recipe, say: Say) -> Walk:
     if result.interrupted:
         return result
     run = result.run
-    with stage(say, "serve"):
-        question = run.results["samples"][0]["prompt"]
-        run.record("serve", ask(run, question, say))
-    result.seconds = time.perf_counter() - start
-    run.record("seconds", result.seconds)
-    result.report = render_report(run.path)
+    with folder_lock(run.path):
+        with stage(say, "serve"):
+            question = run.results["samples"][0]["prompt"]
+            run.record("serve", ask(run, question, say))
+        result.seconds = time.perf_counter() - start
+        run.record("seconds", result.seconds)  # its report tells the serving too
+        result.report = render_report(run.path)
     return result
 
 
@@ -70,7 +74,7 @@ def ask(run: RunFolder, question: str, say: Say) -> dict[str, Any]:
             times.append(time.perf_counter())
             pieces.append(piece)
     answer = "".join(pieces)
-    say(f"  asked {question!r}, heard: {answer.strip()[:300]!r}")
+    say(escape(f"  asked {question!r}, heard: {answer.strip()[:300]!r}"))
     rate = (len(times) - 2) / (times[-1] - times[1]) if len(times) > 2 else 0.0
     first_ms = (times[1] - times[0]) * 1e3 if len(times) > 1 else 0.0
     return {"question": question, "answer": answer, "first_token_ms": first_ms, "tokens_per_second": rate}

@@ -9,8 +9,9 @@ from pydantic import Field
 
 from deepseek.compress.config import CompressConfig
 from deepseek.config import Config
+from deepseek.errors import ConfigError
 from deepseek.export.onnx_export import OnnxConfig
-from deepseek.models.build import model_config
+from deepseek.models.factory import model_config
 from deepseek.models.generation import SamplingConfig
 from deepseek.train.config import TrainConfig
 from deepseek.yaml_source import YamlSource, read_yaml
@@ -30,7 +31,8 @@ class DataConfig(Config):
     tokenizer: str | None = None
     """A tokenizer.json to use; null trains one on the data."""
     vocab_size: int | None = Field(default=None, ge=261, le=1 << 20)
-    """Tokens of the trained tokenizer; null is the model's vocab_size. An error where the data can't give so many."""
+    """Tokens of the trained tokenizer; null is the model's vocab_size, or fewer where the data can't give so many.
+    A number that the data can't give is an error."""
     allow_smaller_vocab: bool = False
     """Take the largest vocabulary the data gives where that is below vocab_size."""
 
@@ -54,7 +56,7 @@ class EvaluateConfig(Config):
 
 
 class ServeConfig(Config):
-    """How `deepseek serve` answers."""
+    """Where `deepseek serve` answers when it serves a bundle of this run."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
@@ -91,6 +93,10 @@ class Recipe(Config):
         """The run folder."""
         return Path(self.output_dir) / self.name
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; a stage that is not wanted is left out, since an empty section asks for its defaults."""
+        return {name: value for name, value in super().to_dict().items() if value is not None}
+
 
 def read_recipe(path: str | Path) -> Recipe:
     """Read and check a recipe, its model section too. Raises ConfigError with `file:line`."""
@@ -100,12 +106,33 @@ def read_recipe(path: str | Path) -> Recipe:
 def checked_recipe(source: YamlSource) -> Recipe:
     """Check a parsed recipe; a section written empty (`compress:`) has its defaults. Raises ConfigError."""
     if isinstance(source.value, dict):
-        for name in ("evaluate", "compress", "export", "serve"):
-            if name in source.value and source.value[name] is None:
-                source.value[name] = {}
+        value = {
+            name: {} if section is None and name in _MAY_BE_EMPTY else section for name, section in source.value.items()
+        }
+        source = YamlSource(source.name, value, source.lines)
     recipe = Recipe.from_source(source)
-    inner = YamlSource(
-        source.name, dict(recipe.model), {key[1:]: line for key, line in source.lines.items() if key[:1] == ("model",)}
-    )
-    model_config(inner)
+    _check_model(recipe, source)
     return recipe
+
+
+_MAY_BE_EMPTY = frozenset({"task", "train", "evaluate", "compress", "export", "serve"})
+
+
+def _check_model(recipe: Recipe, source: YamlSource) -> None:
+    lines = {key[1:]: line for key, line in source.lines.items() if key[:1] == ("model",)}
+    inner = YamlSource(source.name, dict(recipe.model), lines)
+    try:
+        model_config(inner)
+    except ConfigError as error:
+        problem = error.problem.removeprefix(f"{source.name}:").lstrip()
+        if problem[0].isdigit():
+            raise
+        where = inner.where(("name",))
+        raise ConfigError(f"{where}: {problem}", found=error.found, wanted=error.wanted, fix=error.fix) from None
+    known, wanted = recipe.model.get("vocab_size"), recipe.data.vocab_size
+    if known is not None and wanted is not None and wanted > known:
+        raise ConfigError(
+            f"{source.where(('data', 'vocab_size'))}: the tokenizer would have more tokens than the model",
+            found=f"data.vocab_size {wanted}, model.vocab_size {known}",
+            fix="leave model.vocab_size out; the tokenizer's is taken then",
+        )

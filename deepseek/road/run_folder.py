@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any
 
 from deepseek.config import Config
 from deepseek.errors import DataError
-from deepseek.files import storage_errors, write_json, write_text
+from deepseek.files import write_json, write_text
 from deepseek.hardware import environment
 
 
@@ -37,19 +38,39 @@ class RunFolder:
         """The compressed model."""
         return self.path / "bundle-int8"
 
+    @property
+    def onnx(self) -> Path:
+        """The exported model."""
+        return self.bundle / "exports" / "model.onnx"
+
     def start(self, name: str, recipe: Config) -> None:
         """Write the recipe and an empty set of results."""
-        with storage_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+        self.keep_recipe(recipe)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         self.results = {"name": name, "created": created, "environment": environment()}
+        self._write()
+
+    def keep_recipe(self, recipe: Config) -> None:
+        """Write the recipe with every default."""
+        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+
+    def forget(self, *sections: str) -> None:
+        """Drop the numbers of stages that are done anew."""
+        self.results = {name: values for name, values in self.results.items() if name not in sections}
         self._write()
 
     def record(self, section: str, values: Any) -> None:
         """Keep the numbers of a stage, and write them."""
         self.results[section] = values
         self._write()
+
+    def last_metrics(self, name: str) -> dict[str, Any]:
+        """Return the last line of metrics.jsonl that has `name`; empty where there is none."""
+        with contextlib.suppress(OSError, ValueError):
+            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = (json.loads(line) for line in reversed(lines))
+            return next((row for row in rows if name in row), {})
+        return {}
 
     def _write(self) -> None:
         write_json(self.path / "results.json", _finite(self.results))

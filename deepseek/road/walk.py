@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from deepseek.errors import ConfigError
+from rich.markup import escape
+
+from deepseek.checkpoint.store import list_checkpoints
+from deepseek.errors import ConfigError, MissingExtraError
 from deepseek.files import folder_lock
 from deepseek.report import render_report
 from deepseek.road import language
 from deepseek.road.recipe import EvaluateConfig, Recipe, read_recipe
 from deepseek.road.run_folder import RunFolder
 from deepseek.train.text_data import TextData
-from deepseek.train.trainer import Trainer
 
 Say = Callable[[str], None]
+"""Takes a line in rich's markup."""
+
+logger = logging.getLogger("deepseek.road")
+
+_AFTER_TRAINING = ("evaluate", "samples", "compress", "export", "serve")
 
 
 @dataclass
@@ -34,56 +43,132 @@ class Walk:
 def walk(recipe: Recipe, say: Say, *, resume: bool = False) -> Walk:
     """Walk the road of `recipe`; `say` gets a line at each stage. A finished run of that name is not overwritten.
 
+    With `resume`, only what is missing is done: training goes on from its newest good checkpoint, stages that are
+    finished and whose settings are the same stay. Wrong data leaves nothing behind.
     Raises ConfigError when the run folder holds another run, and what the stages raise; finished stages stay.
     """
     start = time.perf_counter()
-    run = _begin(recipe, resume)
-    trainer, text = _train(recipe, run, say, resume)
-    if trainer.result is not None and trainer.result.interrupted:
-        return Walk(run, None, True, time.perf_counter() - start)
-    bundle = language.open_bundle(run.bundle)
-    with stage(say, "evaluate"):
-        language.evaluate_stage(bundle, text, recipe.evaluate or EvaluateConfig(), run)
-        say(_evaluate_line(run.results["evaluate"]))
-    if recipe.compress is not None:
-        with stage(say, "compress"):
-            language.compress_stage(run.bundle, run.compressed, text, recipe.compress, run)
-            for line in compress_lines(run.results["compress"]):
-                say(line)
-    if recipe.export is not None:
-        with stage(say, "export"):
-            path = language.export_stage(bundle, recipe.export, run)
-            say(_export_line(path, run.results["export"]))
-    run.record("seconds", time.perf_counter() - start)
-    return Walk(run, render_report(run.path), False, time.perf_counter() - start)
+    _check_extras(recipe)
+    run, text, interrupted = _data_and_train(recipe, say, resume)
+    if interrupted:
+        return _walked(run, None, True, start)
+    with folder_lock(run.path):
+        _measure_and_export(recipe, run, text, say)
+        result = _walked(run, run.path / "report.html", False, start)
+        render_report(run.path)
+    return result
 
 
 def train_only(recipe: Recipe, say: Say, *, resume: bool = False) -> Walk:
     """Do the stages data and train alone. Raises as `walk` does."""
     start = time.perf_counter()
-    run = _begin(recipe, resume)
-    trainer = _train(recipe, run, say, resume)[0]
-    interrupted = trainer.result is not None and trainer.result.interrupted
-    return Walk(run, None, interrupted, time.perf_counter() - start)
+    run, _, interrupted = _data_and_train(recipe, say, resume)
+    return _walked(run, None, interrupted, start)
 
 
-def _begin(recipe: Recipe, resume: bool) -> RunFolder:
-    run = RunFolder(recipe.folder)
-    _check_free(run, recipe, resume)
-    with folder_lock(run.path):
-        if not resume or not run.results:
-            run.start(recipe.name, recipe)
-    return run
+def _walked(run: RunFolder, report: Path | None, interrupted: bool, start: float) -> Walk:
+    seconds = time.perf_counter() - start
+    run.record("seconds", run.results.get("seconds", 0.0) + seconds)  # those before a resume too
+    return Walk(run, report, interrupted, seconds)
 
 
-def _train(recipe: Recipe, run: RunFolder, say: Say, resume: bool) -> tuple[Trainer, TextData]:
-    with stage(say, "data"):
-        text = language.data_stage(recipe, run)
-        say(_data_line(run.results["data"]))
-    with stage(say, "train"):
-        trainer = language.train_stage(recipe, run, text, resume=resume)
+def _data_and_train(recipe: Recipe, say: Say, resume: bool) -> tuple[RunFolder, TextData, bool]:
+    """Return the run, its text, and whether training was interrupted."""
+    with _held(recipe, resume) as run:
+        if resume:
+            _check_same_run(run, recipe)
+        with stage(say, "data"):
+            text = language.data_stage(recipe, run, resume=resume)
+            if resume:
+                _go_on(run, recipe, text)
+            else:
+                run.start(recipe.name, recipe)
+                run.record("data", text.facts)
+            say(_data_line(run.results["data"]))
+        if _is_done(run, "train", run.bundle) and not run.results["train"].get("interrupted"):
+            say("[bold]train[/bold]  done before")
+            return run, text, False
+        run.forget("train", *_AFTER_TRAINING)
+    with stage(say, "train"):  # the trainer holds the folder itself
+        unfinished = resume and bool(list_checkpoints(run.path / "checkpoints"))
+        interrupted = language.train_stage(recipe, run, text, resume=unfinished)
         say(_train_line(run.results))
-    return trainer, text
+    return run, text, interrupted
+
+
+def _measure_and_export(recipe: Recipe, run: RunFolder, text: TextData, say: Say) -> None:
+    bundle = language.open_bundle(run.bundle)
+    if not (_is_done(run, "evaluate") and _is_done(run, "samples")):
+        with stage(say, "evaluate"):
+            language.evaluate_stage(bundle, text, recipe.evaluate or EvaluateConfig(), run)
+            say(_evaluate_line(run.results["evaluate"]))
+    if recipe.compress is not None and not _is_done(run, "compress", run.compressed):
+        with stage(say, "compress"):
+            language.compress_stage(run.bundle, run.compressed, text, recipe.compress, run)
+            for line in compress_lines(run.results["compress"]):
+                say(line)
+    if recipe.export is not None and not _is_done(run, "export", run.onnx):
+        with stage(say, "export"):
+            path = language.export_stage(bundle, recipe.export, run)
+            say(_export_line(path, run.results["export"]))
+
+
+@contextmanager
+def _held(recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
+    """Hold the run's folder; folders made for a run that came to nothing are removed."""
+    path = recipe.folder
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    if resume and not (path / "recipe.yaml").is_file():
+        raise ConfigError(f"{path} holds no run to resume", fix="start it without --resume, or check name and folder")
+    try:
+        with folder_lock(path):
+            run = RunFolder(path)
+            _check_free(run, resume)
+            yield run
+    finally:
+        for folder in made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+
+
+def _check_same_run(run: RunFolder, recipe: Recipe) -> None:
+    before = recipe_of_run(run.path)[0]
+    for section in ("data", "model"):
+        if getattr(before, section) != getattr(recipe, section):
+            raise ConfigError(
+                f"the run in {run.path} began with another {section} section",
+                fix=f"give the new run another name (--name), or resume with {run.path / 'recipe.yaml'}",
+            )
+
+
+def _go_on(run: RunFolder, recipe: Recipe, text: TextData) -> None:
+    """Take up a run; stages whose settings are others than before are done anew."""
+    facts = run.results.get("data", text.facts)
+    if any(facts.get(name) != value for name, value in text.facts.items() if name != "seconds"):
+        logger.warning("the text is not the one that the run in %s began with", run.path)
+    before = recipe_of_run(run.path)[0]
+    if before.train != recipe.train:
+        run.forget("train", *_AFTER_TRAINING)
+    for section, names in (("evaluate", ("evaluate", "samples")), ("compress", ("compress",)), ("export", ("export",))):
+        if getattr(before, section) != getattr(recipe, section):
+            run.forget(*names)
+    run.keep_recipe(recipe)
+    run.record("data", facts)
+
+
+def _is_done(run: RunFolder, section: str, *left: Path) -> bool:
+    """Return whether a stage has recorded its numbers and what it left is there."""
+    return section in run.results and all(path.exists() for path in left)
+
+
+def _check_extras(recipe: Recipe) -> None:
+    """Raise MissingExtraError now, not after training, for a stage whose packages are not installed."""
+    wanted = [("matplotlib", "report")]
+    if recipe.export is not None:
+        wanted += [(package, "export") for package in ("onnx", "onnxscript", "onnxruntime")]
+    for package, extra in wanted:
+        if find_spec(package) is None:
+            raise MissingExtraError(package, extra)
 
 
 def recipe_of_run(path: Path) -> tuple[Recipe, RunFolder]:
@@ -114,9 +199,8 @@ def compress_lines(table: dict[str, Any]) -> list[str]:
     ]
 
 
-def _check_free(run: RunFolder, recipe: Recipe, resume: bool) -> None:
-    has_checkpoint = any((run.path / "checkpoints").glob("step_*"))
-    if resume or not (run.bundle.exists() or has_checkpoint):
+def _check_free(run: RunFolder, resume: bool) -> None:
+    if resume or not (run.bundle.exists() or list_checkpoints(run.path / "checkpoints")):
         return
     raise ConfigError(
         f"{run.path} holds a run already",
@@ -153,4 +237,4 @@ def _evaluate_line(numbers: dict[str, Any]) -> str:
 def _export_line(path: Path, export: dict[str, Any]) -> str:
     worst = max(check["max_abs_error"] for check in export["checks"])
     size, checked = export["bytes"] / 1e6, len(export["checks"])
-    return f"  {path}: {size:.1f} MB, {checked} shapes checked, largest difference {worst:.1e}"
+    return f"  {escape(str(path))}: {size:.1f} MB, {checked} shapes checked, largest difference {worst:.1e}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,21 @@ from deepseek.nn.losses import IGNORE, chunked_cross_entropy, cross_entropy_sum
 from deepseek.tasks.task import Batch, Loss
 
 
-@runtime_checkable
 class HasFeatures(Protocol):
     """A language model whose output layer can be applied apart, part by part."""
 
-    lm_head: nn.Module
+    @property
+    def lm_head(self) -> nn.Module:
+        """The output layer: (..., d_model) to (..., vocab_size)."""
+        ...
 
     def forward_features(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """Return what `lm_head` reads: (batch, time, d_model)."""
         ...
+
+
+def _has_features(kind: type[nn.Module]) -> bool:
+    return callable(getattr(kind, "forward_features", None))
 
 
 class LanguageModeling:
@@ -46,14 +52,15 @@ class LanguageModeling:
         """Return the summed loss alone: what a compiler can follow without leaving the graph."""
         input_ids, labels = batch["input_ids"], batch["labels"].flatten()
         documents = {"document_ids": batch["document_ids"]} if "document_ids" in batch else {}
-        if not isinstance(model, HasFeatures):
+        if not _has_features(type(model)):
             return cross_entropy_sum(model(input_ids, **documents).flatten(0, 1), labels)
-        features = model.forward_features(input_ids, **documents).flatten(0, 1)
-        vocab_size = int(getattr(model.lm_head, "out_features", 1))
+        language_model = cast(HasFeatures, model)
+        features = language_model.forward_features(input_ids, **documents).flatten(0, 1)
+        vocab_size = int(getattr(language_model.lm_head, "out_features", 1))
         chunk = max(1, self.max_logits_bytes // (4 * vocab_size))
         if features.shape[0] <= chunk:
-            return cross_entropy_sum(model.lm_head(features), labels)
-        return chunked_cross_entropy(model.lm_head, features, labels, chunk)
+            return cross_entropy_sum(language_model.lm_head(features), labels)
+        return chunked_cross_entropy(language_model.lm_head, features, labels, chunk)
 
     def metrics(self, mean_loss: float) -> dict[str, float]:
         """Return the loss in nats a token and the perplexity."""

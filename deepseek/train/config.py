@@ -24,6 +24,8 @@ class TrainConfig(Config):
     """Sequences (samples) in a micro-batch."""
     gradient_accumulation_steps: int = Field(default=1, ge=1, le=1 << 16)
     """Micro-batches in an optimizer step; the update equals that of one large batch."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for the matrices inside the model: it needs far fewer tokens on short runs, at a dearer step."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
     schedule: ScheduleName = "cosine"

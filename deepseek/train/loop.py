@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,7 +28,6 @@ from deepseek.checkpoint.training_state import (
     restore_random_state,
 )
 from deepseek.errors import CheckpointError, StorageError
-from deepseek.files import folder_lock, sweep_temporaries
 from deepseek.optim.schedules import learning_rate
 from deepseek.train.batches import BatchStream
 from deepseek.train.compile import prepare
@@ -39,7 +38,7 @@ from deepseek.train.progress import TrainingProgress, wants_progress
 from deepseek.train.result import TrainResult
 from deepseek.train.step import TrainStep
 
-_REPLAN_EVERY = 10
+_REPLAN_EVERY = 50  # steps; the first few are slower than the rest
 
 logger = logging.getLogger("deepseek.train")
 
@@ -58,20 +57,19 @@ class TrainingRun:
 
 
 def train_loop(run: TrainingRun) -> TrainResult:
-    """Train to the end of the plan, or until Ctrl-C; return the numbers.
+    """Train to the end of the plan, or until Ctrl-C; return the numbers. The caller holds the output folder.
 
-    Raises RunLockedError when another run writes to the output folder, CheckpointError when `resume` finds only damaged
-    checkpoints, NonFiniteLossError when the loss stays NaN or infinite.
+    Raises CheckpointError when `resume` finds only damaged checkpoints, NonFiniteLossError when the loss stays NaN or
+    infinite, StorageError when the last state can't be saved.
     """
     config, step = run.config, run.step
     accumulate = config.gradient_accumulation_steps
     with contextlib.ExitStack() as stack:
-        if run.output_dir is not None:
-            stack.enter_context(folder_lock(run.output_dir))
-            sweep_temporaries(run.output_dir / "checkpoints")
         torch.manual_seed(config.seed)
+        peaks = [float(group.setdefault("initial_lr", group["lr"])) for group in step.optimizer.param_groups]
         state = _resume_state(run)
         done, plan, result = _plan(run, state)
+        before = _Before(0, 0.0) if state is None else _Before(int(state["items"]), float(state["seconds"]))
         if state is not None:
             _restore(step, state)
         metrics = None
@@ -81,40 +79,51 @@ def train_loop(run: TrainingRun) -> TrainResult:
         bar = stack.enter_context(TrainingProgress(plan.steps, done, run.unit, show=wants_progress(config.progress)))
         interrupt = stack.enter_context(graceful_interrupt())
         stream = run.data.iterate(done * accumulate)
+        stack.callback(getattr(stream, "close", lambda: None))
         saved = done
         for index in itertools.count(done):
             if index >= plan.steps:
                 break
             start = time.perf_counter()
-            rate = plan.rate(index)
-            for group in step.optimizer.param_groups:
-                group["lr"] = rate
+            for group, peak in zip(step.optimizer.param_groups, peaks, strict=True):
+                group["lr"] = plan.rate(index, peak)
             update = step(list(islice(stream, accumulate)))
             result.seconds += time.perf_counter() - start
-            if config.time_budget is not None and result.steps % _REPLAN_EVERY == 0:
-                plan.keep_to(config.time_budget, result, done)
             result.items += update.items
-            result.losses.append(update.loss)
+            result.losses += [update.loss] if update.items else []
             result.skipped_steps += update.skipped
             result.steps = index + 1
+            if state is None and result.steps % _REPLAN_EVERY == 0:
+                plan.keep_to_budget(result)
             bar.update(result.steps, update.loss, result.items_per_second)
             if metrics is not None and (result.steps % config.log_every == 0 or result.steps == plan.steps):
-                metrics.log(_row(result, update.grad_norm, rate, config.log_every), result.steps)
+                metrics.log(_row(result, before, update.grad_norm, plan.rate(index, peaks[0]), config), result.steps)
             if run.validate is not None and (result.steps % plan.validate_every == 0 or result.steps == plan.steps):
                 result.val_loss = run.validate()
                 if metrics is not None:
-                    metrics.log({"seconds": result.seconds, "val_loss": result.val_loss}, result.steps)
-            if interrupt.requested:
+                    row = {"seconds": before.seconds + result.seconds, "val_loss": result.val_loss}
+                    metrics.log(row, result.steps)
+            if interrupt.requested and result.steps < plan.steps:
                 result.interrupted = True
                 break
             if run.output_dir is not None and result.steps % plan.checkpoint_every == 0:
-                saved = _save(run, plan, result, saved)
+                saved = _save(run, plan, result, before, saved)
         bar.finish(result.steps)
         if run.output_dir is not None and saved != result.steps:
-            _save(run, plan, result, saved)
+            _save(run, plan, result, before, saved)
     if result.interrupted and run.output_dir is not None:
-        logger.warning("stopped at step %d of %d; saved in %s", result.steps, plan.steps, run.output_dir)
+        logger.warning(
+            "stopped at step %d of %d and saved in %s; resume=True (--resume) goes on from there",
+            *(result.steps, plan.steps, run.output_dir),
+        )
     return result
+
+
+class _Before(NamedTuple):
+    """What the run did before this call, so that its log goes on counting."""
+
+    items: int
+    seconds: float
 
 
 @dataclass
@@ -130,22 +139,25 @@ class _Plan:
         config, steps = self.config, self.steps
         warmup = min(max(steps // 50, 10), steps // 10) if config.warmup_steps is None else config.warmup_steps
         self.warmup_steps = min(warmup, steps)
+        self._measured = (0, 0.0)
         self.validate_every = config.validate_every or max(1, math.ceil(steps / 10))
         self.checkpoint_every = config.checkpoint_every or max(1, math.ceil(steps / 5))
 
-    def keep_to(self, time_budget: float, result: TrainResult, done: int) -> None:
-        """Take steps away where they turned out slower than measured at the start, as on a busy machine."""
-        here = result.steps - done
-        left = max(0.0, time_budget - result.compile_seconds - result.seconds)
-        affordable = result.steps + int(left * here / result.seconds)
-        if here > 0 and affordable < 0.95 * self.steps:
-            self.steps = max(affordable, result.steps + 1)
+    def keep_to_budget(self, result: TrainResult) -> None:
+        """Under a time budget, set the number of steps anew from the speed of the latest ones: machines get busy."""
+        if self.config.time_budget is None or result.steps >= self.steps:
+            return
+        since, before = self._measured
+        self._measured = (result.steps, result.seconds)
+        left = max(0.0, self.config.time_budget - result.compile_seconds - result.seconds)
+        affordable = result.steps + int(left * (result.steps - since) / (result.seconds - before))
+        self.steps = max(min(affordable, self.config.max_steps or affordable), result.steps + 1)
 
-    def rate(self, index: int) -> float:
+    def rate(self, index: int, peak: float) -> float:
         config = self.config
         return learning_rate(
             index,
-            peak=config.learning_rate,
+            peak=peak,
             total_steps=self.steps,
             warmup_steps=self.warmup_steps,
             schedule=config.schedule,
@@ -184,33 +196,36 @@ def _plan(run: TrainingRun, state: dict[str, Any] | None) -> tuple[int, _Plan, T
         val_loss=state["val_loss"] if state is not None else None,
     )
     logger.info("%s (%s)", "compiled" if prepared.compiled else "running eagerly", prepared.reason)
-    return done, _Plan(config, steps, prepared.compiled, prepared.reason), result
+    plan = _Plan(config, steps, prepared.compiled, prepared.reason)
+    if state is not None and steps == state["total_steps"]:
+        plan.warmup_steps = int(state["warmup_steps"])
+    return done, plan, result
 
 
 def _step_limit(run: TrainingRun) -> float:
-    config = run.config
-    an_epoch = max(1, len(run.data) // config.gradient_accumulation_steps)
-    limits = [float(config.max_steps)] if config.max_steps is not None else []
-    if config.epochs is not None:
-        limits.append(float(config.epochs * an_epoch))
-    if not limits:
-        return math.inf if config.time_budget is not None else float(an_epoch)
-    return min(limits)
+    config, limit = run.config, math.inf
+    if config.max_steps is not None:
+        limit = float(config.max_steps)
+    bounded = config.max_steps is not None or config.time_budget is not None
+    if config.epochs is not None or not bounded:
+        batches = (config.epochs or 1) * len(run.data)
+        limit = min(limit, float(max(1, batches // config.gradient_accumulation_steps)))
+    return limit
 
 
-def _row(result: TrainResult, grad_norm: float, rate: float, window: int) -> dict[str, float]:
-    recent = result.losses[-window:]
+def _row(result: TrainResult, before: _Before, grad_norm: float, rate: float, config: TrainConfig) -> dict[str, float]:
+    recent = [loss for loss in result.losses[-config.log_every :] if math.isfinite(loss)]
     return {
-        "tokens": result.items,
-        "seconds": result.seconds,
-        "loss": sum(recent) / len(recent),
+        "tokens": before.items + result.items,
+        "seconds": before.seconds + result.seconds,
+        "loss": sum(recent) / len(recent) if recent else math.nan,
         "lr": rate,
         "grad_norm": grad_norm,
         "tokens_per_second": result.items_per_second,
     }
 
 
-def _save(run: TrainingRun, plan: _Plan, result: TrainResult, saved: int) -> int:
+def _save(run: TrainingRun, plan: _Plan, result: TrainResult, before: _Before, saved: int) -> int:
     """Write a checkpoint; return the step of the newest one. A full disk is a warning: the older ones stay."""
     folder = run.output_dir
     if folder is None:
@@ -219,6 +234,9 @@ def _save(run: TrainingRun, plan: _Plan, result: TrainResult, saved: int) -> int
     state = {
         "step": result.steps,
         "total_steps": plan.steps,
+        "warmup_steps": plan.warmup_steps,
+        "items": before.items + result.items,
+        "seconds": before.seconds + result.seconds,
         "compiled": plan.compiled,
         "val_loss": result.val_loss,
         "model": step.model.state_dict(),

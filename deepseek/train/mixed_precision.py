@@ -69,7 +69,13 @@ class MixedPrecisionTrainer:
         resume: bool = False,
         **settings: Any,
     ) -> TrainResult:
-        """Train on `train_dataset` (see Trainer) and return the numbers; `settings` as for Trainer."""
+        """Train on `train_dataset` (see Trainer) and return the numbers; `settings` as for Trainer.
+
+        Raises ConfigError for `precision` and `device` there: this trainer has its own.
+        """
+        for name in ("precision", "device"):
+            if name in settings:
+                raise ConfigError(f"'{name}' has no effect here", fix="set it when making the trainer, or use Trainer")
         trainer = Trainer(
             model=self.model,
             train_dataset=train_dataset,

@@ -17,7 +17,7 @@ class TrainResult:
     seconds: float
     """Seconds of training in this call, without compiling, validation and saving."""
     losses: list[float] = field(default_factory=list)
-    """Loss of each step of this call."""
+    """Loss of each step of this call that had targets."""
     val_loss: float | None = None
     """Last validation loss."""
     precision: str = "fp32"

@@ -61,8 +61,8 @@ class TrainStep:
     def __call__(self, batches: Sequence[Any]) -> StepResult:
         """Do one step on its micro-batches.
 
-        Raises NonFiniteLossError after ten bad steps in a row (with a loss scale: once it has fallen below 1), DataError
-        after ten without targets.
+        Raises NonFiniteLossError after ten bad steps in a row (with a loss scale: once it has fallen below 1),
+        DataError after ten without targets.
         """
         if not self._on_cpu:
             batches = [to_device(batch, self.precision.device) for batch in batches]

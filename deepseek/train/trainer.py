@@ -17,8 +17,9 @@ from deepseek.config import Config
 from deepseek.data import Tokenizer
 from deepseek.errors import ConfigError
 from deepseek.hardware import resolve_device, use_physical_cores
-from deepseek.models.build import build, model_config
+from deepseek.models.factory import build, model_config
 from deepseek.optim.deferred import DeferredOptimizer
+from deepseek.optim.muon import MuonAdamW, decay_groups, hidden_matrices
 from deepseek.optim.precision import Precision
 from deepseek.tasks.language_modeling import LanguageModeling
 from deepseek.tasks.task import Task, mean_loss
@@ -26,6 +27,7 @@ from deepseek.train.batches import BatchStream, as_stream
 from deepseek.train.config import TrainConfig
 from deepseek.train.loop import TrainingRun, take, train_loop
 from deepseek.train.memory import estimate_training, refuse_if_too_large
+from deepseek.train.output import hold_output, save_bundle, save_tokenizer, stored_tokenizer
 from deepseek.train.result import TrainResult
 from deepseek.train.step import TrainStep
 from deepseek.train.text_data import TextData, TextSource, check_vocabulary, prepare_text, train_tokenizer
@@ -37,9 +39,11 @@ class Trainer:
     """Trains `model`, or a new model of `model_config`, on `train_dataset`.
 
     `train_dataset` and `val_dataset`: a path to text (JSONL, text file, folder) for language models, a `data.Loader`, a
-    list of batches, or any iterable of batches. `task` defaults to language modelling. `optimizer` defaults to fused
-    AdamW. `settings` are the fields of TrainConfig (`deepseek explain train`). Files go to `output_dir`: by default
-    `runs/<date-time>` when training from files, nowhere when training from batches in memory.
+    list of batches, or any iterable of batches. `task` defaults to language modelling. `optimizer`: a name (adamw,
+    muon), an optimizer, or its class; one that has a learning rate keeps it as the peak of the schedule. `settings` are
+    the fields of TrainConfig (`deepseek explain train`). Files go to `output_dir`: by default `runs/<date-time>` when
+    training from files, nowhere when training from batches in memory. There, besides checkpoints and metrics:
+    `tokenizer.json` and, at the end, `bundle/`.
 
     Raises ConfigError for unknown or wrong settings.
     """
@@ -54,7 +58,7 @@ class Trainer:
         *,
         model: nn.Module | None = None,
         task: Task | None = None,
-        optimizer: OptimizerLike = None,
+        optimizer: OptimizerLike | str = None,
         tokenizer: Tokenizer | None = None,
         output_dir: str | Path | None = None,
         precision_override: Precision | None = None,
@@ -63,10 +67,14 @@ class Trainer:
     ) -> None:
         if (model_config is None) == (model is None):
             raise ConfigError(
-                "Trainer needs one model", found="both" if model else "neither", wanted="model_config or model"
+                "Trainer needs one model",
+                found="neither" if model is None else "both",
+                wanted="model_config or model",
             )
         if train_dataset is None:
             raise ConfigError("Trainer needs data", wanted="train_dataset: a path, a Loader or batches")
+        if isinstance(optimizer, str):
+            settings["optimizer"], optimizer = optimizer, None
         self.config = TrainConfig(batch_size=batch_size, learning_rate=learning_rate, **settings)
         self.model_config = _config_of(model_config) if model_config is not None else None
         self.model = model
@@ -86,15 +94,24 @@ class Trainer:
         """Train and return the numbers; `model` is then the trained model.
 
         `epochs` and `max_steps` override the settings. With `resume`, go on from the newest good checkpoint.
-        Raises MemoryEstimateError before anything is allocated when the run can't fit.
+        Raises MemoryEstimateError before anything is allocated when the run can't fit, RunLockedError when another
+        process writes to the output folder, ConfigError when an earlier run is there, CheckpointError when there is
+        nothing to resume.
         """
+        with hold_output(self.output_dir, resume=resume):
+            return self._train_held(epochs, max_steps, resume)
+
+    def _train_held(self, epochs: int | None, max_steps: int | None, resume: bool) -> TrainResult:
         changes = {name: value for name, value in (("epochs", epochs), ("max_steps", max_steps)) if value is not None}
         config = self.config.replace(**changes) if changes else self.config
         device = self._precision.device if self._precision else resolve_device(config.device)
         use_physical_cores()
         precision = self._precision or Precision(config.precision, device)
+        if resume and self.output_dir is not None:
+            self.tokenizer = stored_tokenizer(self.output_dir, self.tokenizer)
         data, validation = self._batches(config)
         self._build_model(config, precision, data)
+        save_tokenizer(self.output_dir, self.tokenizer)
         model = self._require_model().to(device).train()
         step = TrainStep(
             model,
@@ -115,6 +132,8 @@ class Trainer:
         )
         self.result = train_loop(run)
         model.eval()
+        if self.output_dir is not None and not self.result.interrupted:
+            save_bundle(self.output_dir, model, self.tokenizer, self.task.name)
         return self.result
 
     def _require_model(self) -> nn.Module:
@@ -163,17 +182,20 @@ class Trainer:
 
     def _make_optimizer(self, model: nn.Module, config: TrainConfig) -> Optimizer:
         if isinstance(self._optimizer, Optimizer):
+            held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+            if not held <= {id(p) for p in model.parameters()}:
+                raise ConfigError(
+                    "the optimizer holds parameters of another model",
+                    fix="make it from the parameters of the model given to the trainer, or without any: AdamW(lr=5e-4)",
+                )
             return self._optimizer
-        if isinstance(self._optimizer, DeferredOptimizer):
-            settings = dict(self._optimizer.settings)
-            self.config = self.config.replace(learning_rate=float(settings.get("lr", config.learning_rate)))
-            return self._optimizer.bind(p for p in model.parameters() if p.requires_grad)
-        if self._optimizer is not None:
-            return self._optimizer(
-                (p for p in model.parameters() if p.requires_grad),
-                lr=config.learning_rate,  # type: ignore[call-arg]
-            )
-        return default_optimizer(model, config)
+        if self._optimizer is None:
+            return default_optimizer(model, config)
+        deferred = self._optimizer
+        if not isinstance(deferred, DeferredOptimizer):
+            deferred = DeferredOptimizer(deferred, {})
+        settings = {"lr": config.learning_rate, **deferred.settings}
+        return deferred.optimizer_class([p for p in model.parameters() if p.requires_grad], **settings)
 
     def _validator(
         self, model: nn.Module, validation: BatchStream | None, precision: Precision, config: TrainConfig
@@ -189,19 +211,15 @@ class Trainer:
 
 
 def default_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return fused AdamW; matrices decay, vectors (biases, norms) do not."""
+    """Return what `config.optimizer` names; matrices decay, vectors (biases, norms) do not."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    first, second = config.betas
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(first, second),
-        fused=True,
-    )
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.betas[0], config.betas[1])}
+    if config.optimizer == "muon":
+        matrices = hidden_matrices(model)
+        inside = {id(p) for p in matrices}
+        others = [p for p in trained if id(p) not in inside]
+        return MuonAdamW(matrices, others, weight_decay=config.weight_decay, **settings)
+    return torch.optim.AdamW(decay_groups(trained, config.weight_decay), fused=True, **settings)
 
 
 def _config_of(values: Config | dict[str, Any] | str) -> Config:

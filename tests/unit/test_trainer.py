@@ -1,0 +1,513 @@
+"""The Trainer: data of every kind, plans and rates, optimizers as given, output folders, and resuming."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import deepseek as ds
+from deepseek.bundle import load
+from deepseek.checkpoint.store import list_checkpoints, load_checkpoint
+from deepseek.data import Loader, Tokenizer
+from deepseek.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError, TokenizerError
+from deepseek.models.gpt import GPT, GPTConfig
+from deepseek.optim.schedules import learning_rate
+from deepseek.tasks.supervised import Supervised
+from deepseek.train import MixedPrecisionTrainer, Trainer
+from deepseek.train.config import TrainConfig
+from tests.toy_gpt import Batch, toy_batches, toy_config, toy_gpt, write_text
+
+QUIET: dict[str, Any] = {"compile": False, "precision": "fp32", "tensorboard": False}
+
+
+def trainer(**changes: Any) -> Trainer:
+    settings = {"model_config": toy_config(), "train_dataset": toy_batches(6), "learning_rate": 1e-2, **QUIET}
+    settings |= changes
+    if "model" in changes:
+        settings.pop("model_config")
+    return Trainer(**settings)
+
+
+def weights(model: nn.Module | None) -> Tensor:
+    assert model is not None
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.1), nn.Linear(16, 2))
+
+
+def circles() -> tuple[Tensor, Tensor]:
+    inputs = torch.randn(160, 4, generator=torch.Generator().manual_seed(2))
+    return inputs, (inputs.square().sum(1) > 3.5).long()
+
+
+def pairs() -> list[tuple[Tensor, Tensor]]:
+    inputs, targets = circles()
+    return list(zip(inputs.split(16), targets.split(16), strict=True))
+
+
+def test_a_language_model_learns_what_follows_what() -> None:
+    run = trainer(val_dataset=toy_batches(2, seed=9))
+    result = run.train(epochs=25)
+    assert result.steps == len(result.losses) == 150 and result.items == 150 * 48
+    assert result.losses[0] == pytest.approx(math.log(48), abs=0.2)
+    assert np.mean(result.losses[-6:]) < 2.2 and result.val_loss is not None and result.val_loss < 3.3
+    assert isinstance(run.model, GPT) and not run.model.training
+    assert result.items_per_second > 0 and result.skipped_steps == 0 and not result.interrupted
+
+
+def test_any_network_with_any_loss_learns() -> None:
+    model = mlp()
+    result = trainer(model=model, train_dataset=pairs(), task=Supervised(nn.CrossEntropyLoss())).train(epochs=25)
+    inputs, targets = circles()
+    assert result.items == 25 * 160
+    assert float((model(inputs).argmax(1) == targets).float().mean()) > 0.85
+
+
+def test_lists_iterables_and_loaders_of_the_same_batches_give_the_same_weights() -> None:
+    inputs, targets = circles()
+
+    class Again:
+        def __iter__(self) -> Iterator[Any]:
+            return iter(pairs())
+
+    kinds: list[Any] = [pairs(), tuple(pairs()), DataLoader(TensorDataset(inputs, targets), 16), Again()]
+    found = []
+    for data in kinds:
+        model = mlp()
+        trainer(model=model, train_dataset=data, task=Supervised(nn.CrossEntropyLoss())).train(epochs=2)
+        found.append(weights(model))
+    assert all(torch.equal(other, found[0]) for other in found[1:])
+
+
+class Samples:
+    """What a Loader reads: the toy sequences, in any order."""
+
+    def __init__(self) -> None:
+        batches = toy_batches(6)
+        self.fields = {name: torch.cat([batch[name] for batch in batches]).numpy() for name in batches[0]}
+
+    def __len__(self) -> int:
+        return 24
+
+    def get_batch(self, epoch: int, indices: Any) -> dict[str, Any]:
+        return {name: values[indices] for name, values in self.fields.items()}
+
+
+def test_a_loader_is_read_in_its_own_order_and_its_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    run = trainer(train_dataset=Loader(Samples(), 4, seed=3))
+    run.train(epochs=2)
+    by_hand = trainer(
+        train_dataset=[batch for _, batch in zip(range(12), Loader(Samples(), 4, seed=3).iterate(0), strict=False)]
+    )
+    by_hand.train(epochs=1)
+    assert torch.equal(weights(run.model), weights(by_hand.model))
+    assert not [thread for thread in threading.enumerate() if thread.name == "deepseek-loader"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([], "no batch to train on"),
+        ((batch for batch in toy_batches(2)), "read only once"),
+        (iter(toy_batches(2)), "read only once"),
+        (7, "unknown kind"),
+        (Samples(), "unknown kind"),
+        (range(0), "gave no batch"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused(data: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        trainer(train_dataset=data, max_steps=1).train()
+
+
+def test_an_endless_iterable_is_fine_with_a_number_of_steps() -> None:
+    class Endless:
+        def __iter__(self) -> Iterator[Batch]:
+            while True:
+                yield from toy_batches(2)
+
+    assert trainer(train_dataset=Endless()).train(max_steps=5).steps == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({}, 6),
+        ({"epochs": 3}, 18),
+        ({"max_steps": 4}, 4),
+        ({"epochs": 2, "max_steps": 100}, 12),
+        ({"epochs": 2, "max_steps": 5}, 5),
+        ({"epochs": 2, "gradient_accumulation_steps": 4}, 3),
+        ({"gradient_accumulation_steps": 8}, 1),
+    ],
+)
+def test_the_number_of_steps(settings: dict[str, int], steps: int) -> None:
+    assert trainer(**settings).train().steps == steps
+
+
+def test_a_time_budget_is_kept_and_at_least_ten_steps_are_done() -> None:
+    result = trainer(time_budget=1e-6).train()
+    assert 1 <= result.steps <= 10
+    short = trainer(time_budget=1.0).train()
+    assert short.steps > result.steps and short.seconds < 10
+
+
+def test_metrics_have_rate_norm_speed_and_validation(tmp_path: Path) -> None:
+    run = trainer(output_dir=tmp_path / "run", val_dataset=toy_batches(1, seed=5), log_every=2, validate_every=3)
+    result = run.train(epochs=2)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in rows if "val_loss" in row] == [3, 6, 9, 12]
+    assert steps[0]["loss"] == pytest.approx(np.mean(result.losses[:2]))
+    assert steps[-1]["tokens"] == 12 * 48 and steps[-1]["tokens_per_second"] > 0 and steps[0]["grad_norm"] > 0
+    wanted = learning_rate(3, peak=1e-2, total_steps=12, warmup_steps=1, schedule="cosine", floor=0.1)
+    assert steps[1]["lr"] == pytest.approx(wanted)
+    assert rows[-1]["val_loss"] == result.val_loss
+
+
+def rates_of(run: Trainer, steps: int, **settings: Any) -> list[list[float]]:
+    """Return the rates of each parameter group in each step."""
+    seen: list[list[float]] = []
+
+    def watch(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        seen.append([float(group["lr"]) for group in optimizer.param_groups])
+
+    handle = torch.optim.optimizer.register_optimizer_step_pre_hook(watch)
+    try:
+        run.train(max_steps=steps, **settings)
+    finally:
+        handle.remove()
+    return seen
+
+
+def test_the_peak_of_the_schedule_is_the_optimizers_own_rate() -> None:
+    constant = {"schedule": "constant", "warmup_steps": 0, "learning_rate": 7e-3}
+    model = toy_gpt()
+    ready = torch.optim.SGD(
+        [{"params": model.blocks.parameters(), "lr": 0.5}, {"params": model.norm.parameters()}], lr=0.25
+    )
+    cases: list[tuple[dict[str, Any], list[float]]] = [
+        ({}, [7e-3, 7e-3]),
+        ({"optimizer": torch.optim.SGD}, [7e-3]),
+        ({"optimizer": ds.optim.SGD}, [7e-3]),
+        ({"optimizer": ds.optim.AdamW(lr=5e-4)}, [5e-4]),
+        ({"optimizer": ds.optim.AdamW(weight_decay=0.0)}, [7e-3]),
+        ({"optimizer": ready, "model": model}, [0.5, 0.25]),
+        ({"optimizer": ready, "model": model}, [0.5, 0.25]),
+    ]
+    for changes, wanted in cases:
+        assert rates_of(trainer(**changes, **constant), 2) == [wanted] * 2, changes
+    falling = rates_of(trainer(optimizer=ds.optim.AdamW(lr=5e-4), warmup_steps=2), 6)
+    assert [rate for (rate,) in falling[:3]] == pytest.approx([2.5e-4, 5e-4, 5e-4]) and falling[-1][0] < 2e-4
+    scaled = rates_of(trainer(optimizer=ready, model=model, warmup_steps=2), 6)
+    assert all(first == pytest.approx(2 * second) for first, second in scaled)
+
+
+def test_the_default_optimizer_decays_matrices_only() -> None:
+    run = trainer(weight_decay=0.3)
+    optimizer = run._make_optimizer(toy_gpt(), TrainConfig(weight_decay=0.3))
+    for group in optimizer.param_groups:
+        assert {p.dim() >= 2 for p in group["params"]} == {group["weight_decay"] == 0.3}
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    stranger = torch.optim.SGD(toy_gpt().parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match="parameters of another model"):
+        trainer(optimizer=stranger).train()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": toy_gpt(), "model_config": toy_config()}, "found:  both"),
+        ({"model": nn.Sequential(), "model_config": toy_config()}, "found:  both"),
+        ({"model_config": None}, "found:  neither"),
+        ({"train_dataset": None}, "needs data"),
+        ({"learning_rates": 1.0}, "did you mean 'learning_rate'"),
+        ({"learning_rate": -1.0}, "greater than 0"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"precision": "fp8"}, "'auto', 'bf16', 'fp16' or 'fp32'"),
+        ({"device": "cuda:99"}, "no device 'cuda:99'"),
+        ({"device": "gpu"}, "unknown device"),
+        ({"model_config": "gpt2-smal"}, "did you mean 'gpt2-small'"),
+        ({"model_config": TrainConfig()}, "not a model's config"),
+    ],
+)
+def test_wrong_settings_are_refused(changes: dict[str, Any], words: str) -> None:
+    settings = {
+        "model_config": toy_config(),
+        "train_dataset": toy_batches(1),
+        "learning_rate": 1e-2,
+        **QUIET,
+        **changes,
+    }
+    with pytest.raises(ConfigError, match=words):
+        Trainer(**settings).train()
+
+
+def test_weights_do_not_depend_on_what_was_drawn_before_but_on_the_seed() -> None:
+    found = []
+    for seed, draws in ((0, 0), (0, 5), (1, 0)):
+        torch.rand(draws)
+        run = trainer(model_config=toy_config(dropout=0.2), seed=seed)
+        run.train(max_steps=3)
+        found.append(weights(run.model))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_measuring_before_the_first_step_leaves_no_trace() -> None:
+    found = []
+    for settings in ({"compile": False}, {"compile": "auto"}):
+        model = mlp()
+        trainer(model=model, train_dataset=pairs(), task=Supervised(nn.CrossEntropyLoss()), **settings).train(epochs=1)
+        found.append(model.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("kind", ["list", "iterable", "loader"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_stopped_run_goes_on_as_if_it_never_stopped(tmp_path: Path, kind: str, dropout: float) -> None:
+    data: Any = {"list": toy_batches(6), "iterable": DataLoader(toy_batches(6), batch_size=None)}.get(kind)
+    data = data or Loader(Samples(), 4, seed=1)
+    settings: dict[str, Any] = {
+        "model_config": toy_config(dropout=dropout),
+        "train_dataset": data,
+        "val_dataset": toy_batches(1, seed=4),
+        "max_steps": 10,
+        "checkpoint_every": 7,
+        "gradient_accumulation_steps": 2,
+    }
+    whole = trainer(output_dir=tmp_path / "whole", **settings)
+    result = whole.train()
+    stopped = trainer(output_dir=tmp_path / "stopped", **settings)
+    with pytest.raises(NonFiniteLossError):
+        break_after(stopped, 9)
+    rest = trainer(output_dir=tmp_path / "stopped", **settings)
+    resumed = rest.train(resume=True)
+    assert resumed.steps == 10 and resumed.losses == result.losses[7:] and resumed.val_loss == result.val_loss
+    assert torch.equal(weights(rest.model), weights(whole.model))
+    steps = [json.loads(line) for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps if "loss" in row] == [10] and steps[-1].get("val_loss") == result.val_loss
+    assert [row["tokens"] for row in steps if "loss" in row] == [10 * 2 * 48]
+
+
+def break_after(run: Trainer, steps: int) -> None:
+    """Train, and fail as a crash would after `steps` steps."""
+    done = 0
+
+    def count(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        if done > steps:
+            raise NonFiniteLossError("a crash")
+
+    handle = torch.optim.optimizer.register_optimizer_step_pre_hook(count)
+    try:
+        run.train()
+    finally:
+        handle.remove()
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    run = trainer(output_dir=tmp_path / "run")
+    first = run.train(max_steps=6)
+    again = trainer(output_dir=tmp_path / "run").train(max_steps=6, resume=True)
+    assert again.steps == 6 and again.losses == [] and first.steps == 6
+    longer = trainer(output_dir=tmp_path / "run").train(max_steps=9, resume=True)
+    assert longer.steps == 9 and len(longer.losses) == 3
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")][0] == "step_00000009"
+
+
+def test_a_new_run_does_not_mix_with_an_older_one(tmp_path: Path) -> None:
+    trainer(output_dir=tmp_path / "run").train(max_steps=3)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        trainer(output_dir=tmp_path / "run").train(max_steps=3)
+    state = load_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[0])
+    assert state["step"] == 3
+
+
+def test_nothing_to_resume_is_an_error_and_makes_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no output folder"):
+        trainer().train(resume=True)
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
+        trainer(output_dir=tmp_path / "none").train(resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_kept(tmp_path: Path) -> None:
+    trainer(output_dir=tmp_path / "run").train(max_steps=2)
+    for changes in ({"d_model": 32}, {"num_layers": 3}):
+        with pytest.raises(CheckpointError, match="another model"):
+            trainer(output_dir=tmp_path / "run", model_config=toy_config(**changes)).train(max_steps=4, resume=True)
+    assert trainer(output_dir=tmp_path / "run").train(max_steps=4, resume=True).steps == 4
+
+
+def test_damaged_checkpoints_are_skipped_by_name_and_if_all_are_the_run_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"output_dir": tmp_path / "run", "checkpoint_every": 2, "keep_checkpoints": 3}
+    trainer(**settings).train(max_steps=6)
+    newest, second, third = list_checkpoints(tmp_path / "run" / "checkpoints")
+    data = bytearray((newest / "state.safetensors").read_bytes())
+    data[-5] ^= 1
+    (newest / "state.safetensors").write_bytes(data)
+    (second / "manifest.json").write_text("{")
+    resumed = trainer(**settings).train(max_steps=6, resume=True)
+    assert len(resumed.losses) == 4
+    assert f"skipped checkpoint {newest.name}" in caplog.text and f"skipped checkpoint {second.name}" in caplog.text
+    for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        (path / "state.json").unlink()
+    with pytest.raises(CheckpointError, match="no good checkpoint"):
+        trainer(**settings).train(max_steps=6, resume=True)
+    assert third.name == "step_00000002"
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    trainer(output_dir=tmp_path, checkpoint_every=1, keep_checkpoints=2).train(max_steps=5)
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_00000005", "step_00000004"]
+
+
+def test_training_from_a_text_file_leaves_tokenizer_and_bundle(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text.jsonl")
+    config = GPTConfig(vocab_size=300, max_length=16, num_layers=1, d_model=16, num_heads=2)
+    settings = {"model_config": config, "train_dataset": str(text), "batch_size": 4, "output_dir": tmp_path / "run"}
+    run = trainer(**settings)
+    result = run.train(max_steps=30)
+    assert result.val_loss is not None and np.mean(result.losses[-5:]) < result.losses[0] - 0.5
+    bundle = load(tmp_path / "run" / "bundle")
+    assert run.tokenizer is not None and bundle.tokenizer is not None
+    assert bundle.tokenizer.sha256 == run.tokenizer.sha256 == Tokenizer.load(tmp_path / "run" / "tokenizer.json").sha256
+    assert torch.equal(weights(bundle.model), weights(run.model))
+    assert bundle.generate("the cat", max_new_tokens=4)
+    # other text now: a resumed run still reads with the tokenizer it began with
+    write_text(text, seed=8)
+    resumed = trainer(**settings)
+    resumed.train(max_steps=32, resume=True)
+    assert resumed.tokenizer is not None and resumed.tokenizer.sha256 == run.tokenizer.sha256
+    other = Tokenizer.train(["something else entirely"] * 3, 265)
+    with pytest.raises(TokenizerError, match="another tokenizer"):
+        trainer(**settings, tokenizer=other).train(max_steps=34, resume=True)
+
+
+def test_a_vocabulary_larger_than_the_text_gives_is_said_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = write_text(tmp_path / "text.jsonl")
+    config = GPTConfig(vocab_size=5000, max_length=16, num_layers=1, d_model=16)
+    run = trainer(model_config=config, train_dataset=text, batch_size=4)
+    run.train(max_steps=1)
+    assert "tokens, not 5000" in caplog.text and run.tokenizer is not None
+    assert run.output_dir is not None and run.output_dir.parent == Path("runs")
+    with pytest.raises(TokenizerError, match="more tokens than the model"):
+        trainer(model_config=config.replace(vocab_size=270), train_dataset=text, tokenizer=run.tokenizer).train()
+    with pytest.raises(DataError, match="does not fill one batch"):
+        trainer(model_config=config, train_dataset=text, batch_size=100_000, output_dir=tmp_path / "x").train()
+    with pytest.raises(ConfigError, match="needs a language model"):
+        trainer(model=mlp(), train_dataset=text, output_dir=tmp_path / "y").train()
+
+
+def test_models_that_are_none_of_ours_train_with_an_output_folder_but_leave_no_bundle(tmp_path: Path) -> None:
+    run = trainer(model=mlp(), train_dataset=pairs(), task=Supervised(nn.CrossEntropyLoss()), output_dir=tmp_path)
+    run.train(max_steps=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl"]
+
+
+def test_tensorboard_events_are_written_beside_the_metrics(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    trainer(output_dir=tmp_path, tensorboard=True).train(max_steps=2)
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_mixed_precision_in_both_forms_trains_like_the_plain_loop(caplog: pytest.LogCaptureFixture) -> None:
+    found = []
+    for settings in (
+        {"fp16_params": {"enable": True, "loss_scale": 128}},
+        {"scaler": torch.amp.GradScaler("cpu", init_scale=64.0), "fp16_enable": True},
+        {"fp16_params": {"enable": False}},
+    ):
+        model = toy_gpt()
+        front = MixedPrecisionTrainer(model, optimizer=ds.optim.AdamW(lr=1e-3), **settings)
+        result = front.train(toy_batches(3), epochs=2, compile=False)
+        assert result.steps == 6 and result.skipped_steps == 0 and bool(weights(model).isfinite().all())
+        found.append(weights(model))
+    assert caplog.text.count("float16 is slow") == 2
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(found[0], found[2], atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"fp16_params": {"enable": True, "scale": 128}}, "unknown key in fp16_params"),
+        ({"fp16_params": {"enable": True, "loss_scal": 128}}, "did you mean 'loss_scale'"),
+        ({"fp16_params": {"enable": True, "loss_scale": 0}}, "out of range"),
+        ({"fp16_params": {"enable": True, "loss_scale": True}}, "out of range"),
+        ({"fp16_params": {"enable": 1}}, "both on and off"),
+        ({"fp16_params": {"enable": True}, "fp16_enable": False}, "both on and off"),
+        ({"fp16_params": {"loss_scale": 8}, "scaler": torch.amp.GradScaler("cpu")}, "two loss scales"),
+    ],
+)
+def test_contradictions_in_mixed_precision_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        MixedPrecisionTrainer(toy_gpt(), **settings)
+
+
+def test_mixed_precision_has_its_own_format_and_device() -> None:
+    for name in ("precision", "device"):
+        with pytest.raises(ConfigError, match=f"'{name}' has no effect"):
+            MixedPrecisionTrainer(toy_gpt()).train(toy_batches(1), **{name: "fp32"})
+
+
+def test_progress_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(progress=True).train(max_steps=3)
+    assert "3/3" in capsys.readouterr().err
+    trainer(progress="auto").train(max_steps=3)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.timeout(300)
+def test_compiled_training_gives_the_losses_of_eager_training(caplog: pytest.LogCaptureFixture) -> None:
+    import shutil
+
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        pytest.skip("no C++ compiler: torch.compile can't run")
+    caplog.set_level(logging.INFO, logger="deepseek.train")
+    config = toy_config(num_layers=1)
+    eager = trainer(model_config=config).train(max_steps=4)
+    compiled = trainer(model_config=config, compile=True).train(max_steps=4)
+    assert compiled.compiled and compiled.compile_seconds > 0 and not eager.compiled
+    assert compiled.losses == pytest.approx(eager.losses, rel=1e-4)
+
+
+def test_what_cannot_be_compiled_runs_eagerly_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        def fail(*args: Any) -> None:
+            raise RuntimeError("the compiler gave up\nlong story")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    result = trainer(compile=True).train(max_steps=3)
+    if "no C++ compiler" not in result.compile_reason:
+        assert "compiling failed: the compiler gave up" in result.compile_reason
+        assert "training runs eagerly" in caplog.text
+    assert result.steps == 3 and not result.compiled
