@@ -10,9 +10,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from deepseek.models.generation import SamplingConfig
-
 from deepseek.errors import BundleError
+from deepseek.models.generation import SamplingConfig
 
 EOS = 256
 

@@ -6,10 +6,16 @@ is read again from its start in each epoch, and skipped forward on resume.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import torch
+
+from deepseek.checkpoint.training_state import random_state, restore_random_state
 from deepseek.errors import DataError
 
 
@@ -42,10 +48,15 @@ class ListBatches:
 
 
 class IterableBatches:
-    """Any iterable that can be read more than once, such as a torch DataLoader."""
+    """Any iterable that can be read more than once, such as a torch DataLoader.
 
-    def __init__(self, batches: Iterable[Any]) -> None:
+    What it draws from the global random numbers as an epoch begins (the order of a shuffling DataLoader) follows from
+    (seed, epoch), and leaves no trace in them.
+    """
+
+    def __init__(self, batches: Iterable[Any], seed: int = 0) -> None:
         self.batches = batches
+        self.seed = seed
         self._length: int | None = None
 
     def __len__(self) -> int:
@@ -58,20 +69,34 @@ class IterableBatches:
 
     def iterate(self, start: int | None = None) -> Iterator[Any]:
         """Yield batches from position `start` on; what lies before it in its epoch is read and dropped."""
-        skip = start % max(1, len(self)) if start else 0
-        while True:
-            empty = True
-            for index, batch in enumerate(self.batches):
-                empty = False
-                if index >= skip:
-                    yield batch
-            if empty:
-                raise DataError("the data gave no batch", wanted="at least one in every pass")
-            skip = 0
+        first, skip = divmod(start, max(1, len(self))) if start else (0, 0)
+        for epoch in itertools.count(first):
+            batches = self._begin(epoch)
+            if skip:
+                before = random_state()
+                for _ in itertools.islice(batches, skip):
+                    pass
+                restore_random_state(before)
+                skip = 0
+            yield from batches
+
+    def _begin(self, epoch: int) -> Iterator[Any]:
+        before = random_state()
+        try:
+            number = int.from_bytes(hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()[:4], "little")
+            random.seed(number)
+            np.random.seed(number)
+            torch.manual_seed(number)
+            batches = iter(self.batches)
+            for batch in batches:
+                return itertools.chain([batch], batches)
+        finally:
+            restore_random_state(before)
+        raise DataError("the data gave no batch", wanted="at least one in every pass")
 
 
-def as_stream(data: Any) -> BatchStream:
-    """Return `data` as a BatchStream. Raises DataError for what can't be iterated."""
+def as_stream(data: Any, seed: int = 0) -> BatchStream:
+    """Return `data` as a BatchStream. Raises DataError for what can't be iterated, or only once."""
     if isinstance(data, BatchStream):
         return data
     if isinstance(data, list | tuple):
@@ -83,7 +108,7 @@ def as_stream(data: Any) -> BatchStream:
             wanted="a list of batches, or an iterable that starts anew in each epoch (such as a DataLoader)",
         )
     if isinstance(data, Iterable):
-        return IterableBatches(data)
+        return IterableBatches(data, seed)
     raise DataError(
         "training data of an unknown kind",
         found=type(data).__name__,

@@ -93,8 +93,8 @@ def _decide(step: TrainStep, wish: bool | str, seconds_eager: float) -> tuple[bo
 
 def _compile(step: TrainStep, batches: Sequence[Any]) -> tuple[bool, str | None]:
     plain = step.loss_sum
-    step.loss_sum = torch.compile(plain, dynamic=False)
     try:
+        step.loss_sum = torch.compile(plain, dynamic=False)
         _measure(step, batches, repeats=1)
         return True, None
     except Exception as error:  # a compiler may fail in any way; training must not

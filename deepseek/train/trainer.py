@@ -5,6 +5,7 @@ Not here: the loop (`loop.py`) and its arithmetic (`step.py`).
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class Trainer:
         self.result: TrainResult | None = None
         self.output_dir = Path(output_dir) if output_dir is not None else None
         if self.output_dir is None and isinstance(train_dataset, str | Path):
-            self.output_dir = Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+            self.output_dir = _new_folder(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
         self._train, self._val = train_dataset, val_dataset
         self._optimizer = optimizer
         self._scaler = scaler
@@ -143,7 +144,8 @@ class Trainer:
 
     def _batches(self, config: TrainConfig) -> tuple[BatchStream, BatchStream | None]:
         if not isinstance(self._train, str | Path):
-            return as_stream(self._train), as_stream(self._val) if self._val is not None else None
+            validation = as_stream(self._val, config.seed) if self._val is not None else None
+            return as_stream(self._train, config.seed), validation
         shape: Any = self.model_config or getattr(self.model, "config", None)
         if not hasattr(shape, "vocab_size") or not hasattr(shape, "max_length"):
             raise ConfigError(
@@ -174,7 +176,7 @@ class Trainer:
         if self.model is not None or self.model_config is None:
             return
         model_config = self.model_config
-        batch = next(iter(take(data, 1)))
+        batch = next(data.iterate(0))
         estimate = estimate_training(lambda: build(model_config), self.task, batch)
         refuse_if_too_large(estimate, precision.device, precision.dtype is not None)
         torch.manual_seed(config.seed)
@@ -220,6 +222,12 @@ def default_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
         others = [p for p in trained if id(p) not in inside]
         return MuonAdamW(matrices, others, weight_decay=config.weight_decay, **settings)
     return torch.optim.AdamW(decay_groups(trained, config.weight_decay), fused=True, **settings)
+
+
+def _new_folder(path: Path) -> Path:
+    """Return `path`, or `path-2` and so on where it is taken."""
+    names = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _config_of(values: Config | dict[str, Any] | str) -> Config:

@@ -60,6 +60,14 @@ main()
 """
 
 
+FILES_OF_AT_MOST_60_KB = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+from deepseek.cli import main
+main()
+"""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the text and the recipe, and the run `runs/first` walked to its end."""
@@ -246,10 +254,10 @@ def test_deepseek_serve_serves_the_bundles_of_a_run_folder(run, place):
 
 
 def test_a_stopped_run_goes_on_as_if_never_stopped_and_walks_the_rest(run, place, monkeypatch, capsys):
-    stopped = in_process_of_its_own(place, "train", "recipe.yaml", "--name", "second", code=STOP_AT_12)
+    stopped = in_process_of_its_own(place, "run", "recipe.yaml", "--name", "second", code=STOP_AT_12)
     second = Path("runs/second")
     assert stopped.code == 130, stopped.output
-    assert "deepseek train --resume runs/second" in stopped.stdout
+    assert "deepseek run runs/second/recipe.yaml --resume" in stopped.stdout
     assert not (second / "bundle").exists()
     assert results_of(second)["train"]["interrupted"]
 
@@ -334,6 +342,17 @@ def test_a_read_only_output_folder_is_told(run, tmp_path, monkeypatch, capsys):
     done = in_this_process(monkeypatch, capsys, "run", "recipe.yaml", "--output-dir", tmp_path / "locked")
     assert done.code == 1
     assert "can't write" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+def test_a_disk_that_takes_no_checkpoint_is_told_and_leaves_no_part_of_one(run, place):
+    done = in_process_of_its_own(place, "run", "recipe.yaml", "--name", "full", code=FILES_OF_AT_MOST_60_KB)
+    assert done.code == 1, done.output
+    assert "can't write runs/full/checkpoints/step_00000030" in done.stderr and "next:" in done.stderr
+    assert "no checkpoint at step 10, training goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(Path("runs/full/checkpoints").iterdir())
+    assert not Path("runs/full/bundle").exists()
 
 
 BAD = {

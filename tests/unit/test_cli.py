@@ -10,12 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 import deepseek
 from deepseek.cli.allocator import SETTING
 from deepseek.cli.app import app
 from deepseek.cli.serve import main as deepseek_serve
+from deepseek.cli.training import _closing, _console
 from deepseek.road.recipe import Recipe, read_recipe
+from deepseek.road.run_folder import RunFolder
+from deepseek.road.walk import Walk
 from tests.command_line import Finished, environment, in_this_process
 
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
@@ -168,6 +172,18 @@ def test_ctrl_c_outside_of_training_ends_with_130(program, monkeypatch):
 
     monkeypatch.setattr("deepseek.road.recipe.read_recipe", interrupted)
     assert program("run", "x.yaml").code == 130
+
+
+@pytest.mark.parametrize(
+    ("only_train", "command"),
+    [(True, "deepseek train --resume 'runs/a b'"), (False, "deepseek run 'runs/a b/recipe.yaml' --resume")],
+)
+def test_a_stopped_run_is_told_how_to_go_on(only_train, command, capsys):
+    stopped = Walk(RunFolder(Path("runs/a b")), None, True, 1.0)
+    with pytest.raises(typer.Exit) as end:
+        _closing(_console(), stopped, only_train=only_train)
+    assert end.value.exit_code == 130
+    assert command in capsys.readouterr().out
 
 
 RESTART = """
