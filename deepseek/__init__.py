@@ -21,7 +21,6 @@ _NAMES = {
     "load": "deepseek.bundle:load",
     "static": "deepseek.export.static:static",
     "autograd": "deepseek.autograd",
-    "callbacks": "deepseek.callbacks",
     "compress": "deepseek.compress",
     "cuda": "deepseek.cuda",
     "data": "deepseek.data",

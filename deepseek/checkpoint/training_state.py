@@ -13,6 +13,13 @@ from torch.optim import Optimizer
 from deepseek.errors import CheckpointError
 
 
+def seed_random(seed: int) -> None:
+    """Seed the random numbers of Python, numpy and torch (CPU and GPUs)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def random_state() -> dict[str, Any]:
     """Return the random states of Python, numpy and torch (CPU and GPUs)."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)

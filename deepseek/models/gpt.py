@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from deepseek.config import Config
 from deepseek.errors import ModelError
 from deepseek.models.generation import GenerationMixin
-from deepseek.nn.attention import document_mask
+from deepseek.nn.causal_attention import document_mask
 from deepseek.nn.kv_cache import KVCache
 from deepseek.nn.transformer import DecoderBlock
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepseek.nn.attention import CausalSelfAttention
+from deepseek.nn.causal_attention import CausalSelfAttention
 from deepseek.nn.kv_cache import KVCache
 
 

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import torch
-
-from deepseek.checkpoint.training_state import random_state, restore_random_state
+from deepseek.checkpoint.training_state import random_state, restore_random_state, seed_random
 from deepseek.errors import DataError
 
 
@@ -83,10 +79,7 @@ class IterableBatches:
     def _begin(self, epoch: int) -> Iterator[Any]:
         before = random_state()
         try:
-            number = int.from_bytes(hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()[:4], "little")
-            random.seed(number)
-            np.random.seed(number)
-            torch.manual_seed(number)
+            seed_random(int.from_bytes(hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()[:4], "little"))
             batches = iter(self.batches)
             for batch in batches:
                 return itertools.chain([batch], batches)

@@ -47,7 +47,7 @@ class TrainConfig(Config):
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
-    """Seed of weights, data order and dropout."""
+    """Seed of weights, data order and dropout; the random numbers of Python, numpy and torch are seeded with it."""
     isolate_documents: bool = False
     """Keep attention and loss inside a document when several share a sequence."""
     val_fraction: float = Field(default=0.05, ge=0, lt=1)

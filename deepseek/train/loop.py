@@ -17,8 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from deepseek.checkpoint.store import load_newest, save_checkpoint
 from deepseek.checkpoint.training_state import (
     optimizer_state,
@@ -26,6 +24,7 @@ from deepseek.checkpoint.training_state import (
     restore_model,
     restore_optimizer,
     restore_random_state,
+    seed_random,
 )
 from deepseek.errors import CheckpointError, StorageError
 from deepseek.optim.schedules import learning_rate
@@ -65,7 +64,7 @@ def train_loop(run: TrainingRun) -> TrainResult:
     config, step = run.config, run.step
     accumulate = config.gradient_accumulation_steps
     with contextlib.ExitStack() as stack:
-        torch.manual_seed(config.seed)
+        seed_random(config.seed)
         peaks = [float(group.setdefault("initial_lr", group["lr"])) for group in step.optimizer.param_groups]
         state = _resume_state(run)
         done, plan, result = _plan(run, state)

@@ -14,6 +14,11 @@ import torch
 import deepseek as ds
 from tests.contract.source_tree import modules
 
+
+def _is_optimizer(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+
+
 OURS = {
     "deepseek": {
         *("save", "load"),
@@ -23,7 +28,7 @@ OURS = {
     "deepseek.cuda": set[str](),
     "deepseek.distributed": set[str](),
     "deepseek.nn": set[str](),
-    "deepseek.optim": set[str](),
+    "deepseek.optim": {name for name, value in vars(torch.optim).items() if _is_optimizer(value)},
     "deepseek.profiler": set[str](),
     "deepseek.utils": set[str](),
 }
@@ -47,6 +52,12 @@ def test_torch_names_keep_their_identity(path: str) -> None:
         other = {name for name in public if getattr(ours, name) is not getattr(theirs, name)}
     assert len(public) > 5
     assert other == OURS[path] & public
+
+
+@pytest.mark.parametrize("name", sorted(OURS["deepseek.optim"]))
+def test_an_optimizer_class_stands_for_torchs(name: str) -> None:
+    ours, theirs = getattr(ds.optim, name), getattr(torch.optim, name)
+    assert issubclass(theirs, ours) and issubclass(ours, theirs)
 
 
 def test_names_of_the_road_are_there() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from deepseek.errors import ModelError
 from deepseek.models.gpt import GPT
 from deepseek.nn import attention
-from deepseek.nn.attention import causal_attention, document_mask
+from deepseek.nn.causal_attention import causal_attention, document_mask
 from deepseek.nn.kv_cache import KVCache
 from tests.toy_gpt import toy_config, toy_gpt
 

@@ -35,7 +35,7 @@ def test_a_fresh_model_knows_nothing() -> None:
     model = GPT(GPTConfig(vocab_size=500, max_length=64, num_layers=2, d_model=64))
     ids = torch.randint(500, (4, 64))
     loss = torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), torch.randint(500, (4 * 64,)))
-    assert float(loss) == pytest.approx(math.log(500), abs=0.1)
+    assert loss.item() == pytest.approx(math.log(500), abs=0.1)
 
 
 @pytest.mark.parametrize("changes", [{}, {"bias": False}, {"tie_embeddings": False}, {"gradient_checkpointing": True}])
