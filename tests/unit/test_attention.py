@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import deepseek.nn.causal_attention as attention
 from deepseek.errors import ModelError
 from deepseek.models.gpt import GPT
-from deepseek.nn import attention
 from deepseek.nn.causal_attention import causal_attention, document_mask
 from deepseek.nn.kv_cache import KVCache
 from tests.toy_gpt import toy_config, toy_gpt
