@@ -42,7 +42,7 @@ class LanguageModeling:
 
     def count(self, batch: Batch) -> int:
         """Return the number of target tokens."""
-        return int((batch["labels"] != IGNORE).sum())
+        return int(torch.count_nonzero(batch["labels"] != IGNORE))
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Return the summed loss of `input_ids` and `labels`, both (batch, time) of int64."""

@@ -96,10 +96,11 @@ class TrainStep:
         total: Tensor | None = None
         for batch in batches:
             with self.precision.autocast():
-                loss = self.loss_sum(self.model, batch) / items
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+                loss = self.loss_sum(self.model, batch)
+            share = loss.new_full((), 1 / items)  # the division, done where the gradient begins
+            loss.backward(share if self.scaler is None else self.scaler.scale(share))  # type: ignore[no-untyped-call]
             total = loss.detach() if total is None else total + loss.detach()
-        return float(total) if total is not None else 0.0
+        return total.item() / items if total is not None else 0.0
 
     def _clip(self) -> float:
         """Scale the gradients down to `max_grad_norm`; return their norm before."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ from deepseek.tasks.supervised import Supervised
 from deepseek.train import MixedPrecisionTrainer, Trainer
 from deepseek.train.batches import as_stream
 from deepseek.train.config import TrainConfig
+from deepseek.train.interrupt import graceful_interrupt
+from deepseek.train.result import TrainResult
 from tests.toy_gpt import Batch, toy_batches, toy_config, toy_gpt, write_text
 
 QUIET: dict[str, Any] = {"compile": False, "precision": "fp32", "tensorboard": False}
@@ -109,8 +114,6 @@ class Samples:
 
 
 def test_a_loader_is_read_in_its_own_order_and_its_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     run = trainer(train_dataset=Loader(Samples(), 4, seed=3))
     run.train(epochs=2)
     by_hand = trainer(
@@ -506,8 +509,6 @@ def test_progress_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports deprecated parts of torch
 def test_compiled_training_gives_the_losses_of_eager_training(caplog: pytest.LogCaptureFixture) -> None:
-    import shutil
-
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         pytest.skip("no C++ compiler: torch.compile can't run")
     caplog.set_level(logging.INFO, logger="deepseek.train")
@@ -533,3 +534,22 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_so(
         assert "compiling failed: the compiler gave up" in result.compile_reason
         assert "training runs eagerly" in caplog.text
     assert result.steps == 3 and not result.compiled
+
+
+def test_one_signal_is_a_wish_and_two_are_an_order() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with graceful_interrupt() as interrupt:
+        assert not interrupt.requested
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_training_works_outside_the_main_thread() -> None:
+    results: list[TrainResult] = []
+    thread = threading.Thread(target=lambda: results.append(trainer().train(max_steps=2)))
+    thread.start()
+    thread.join()
+    assert results[0].steps == 2
