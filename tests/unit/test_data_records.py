@@ -121,8 +121,8 @@ def test_a_character_cut_by_the_end_of_the_file_is_bad_utf8(tmp_path: Path) -> N
         ("a.txt", b"\x7fELF\x00\x01", "binary data"),
         ("a.txt", "text".encode("utf-16"), "UTF-16"),
         ("a.jsonl", '{"text": "x"}'.encode("utf-16"), "UTF-16"),
-        ("a.jsonl", gzip.compress(b"{}"), "gzip data"),
-        ("a.jsonl.gz", gzip.compress(b"{}"), "gzip data"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "gzip data"),
+        ("a.jsonl.gz", gzip.compress(b"{}", mtime=0), "gzip data"),
         ("a.zip", b"PK\x03\x04....", "zip archive"),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_folder_is_read_in_order_of_its_paths(tmp_path: Path) -> None:
 
 def test_a_bad_file_in_a_folder_follows_the_policy(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\0\1\2")
-    (tmp_path / "b.jsonl").write_bytes(gzip.compress(b"{}"))
+    (tmp_path / "b.jsonl").write_bytes(gzip.compress(b"{}", mtime=0))
     (tmp_path / "c.txt").write_text("good")
     with pytest.raises(DataError, match=r"a\.txt: NUL bytes"):
         read(tmp_path)
