@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import deepseek as ds
+from deepseek.errors import ConfigError
 from deepseek.hardware import bf16_is_fast
 from deepseek.optim.deferred import DeferredOptimizer
+from deepseek.optim.muon import MuonAdamW, hidden_matrices
 from deepseek.optim.precision import Precision
 from deepseek.optim.schedules import learning_rate
+from tests.toy_gpt import toy_gpt
 
 CPU = torch.device("cpu")
 
@@ -149,3 +153,67 @@ def test_a_wrong_setting_is_refused_at_once() -> None:
         ds.optim.AdamW(learning_rate=3)
     with pytest.raises(ValueError, match="Invalid learning rate"):
         ds.optim.AdamW(lr=-math.pi).bind(nn.Linear(2, 2).parameters())
+
+
+def small_gpt() -> nn.Module:
+    return toy_gpt().train()
+
+
+def learn(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int) -> None:
+    for step in range(steps):
+        ids = torch.randint(48, (2, 9), generator=torch.Generator().manual_seed(step))
+        model(ids).logsumexp(-1).mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    matrices = hidden_matrices(model)
+    inside = {id(p) for p in matrices}
+    return matrices, [p for p in model.parameters() if id(p) not in inside]
+
+
+def test_muon_with_adamw_does_what_torchs_two_do_side_by_side() -> None:
+    ours, theirs = small_gpt(), small_gpt()
+    matrices, others = split_parameters(ours)
+    assert len(matrices) == 8 and all(p.dim() == 2 for p in matrices)  # 4 linear layers in each of 2 blocks
+    assert any(p is ours.token_embedding.weight for p in others)
+    learn(ours, [MuonAdamW(matrices, others, lr=0.02, weight_decay=0.1)], 4)
+    matrices, others = split_parameters(theirs)
+    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    groups = [
+        {"params": [p for p in others if p.dim() >= 2], "weight_decay": 0.1},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    learn(theirs, [muon, torch.optim.AdamW(groups, lr=0.02, betas=(0.9, 0.95), fused=True)], 4)
+    assert torch.equal(weights(ours), weights(theirs))
+
+
+def test_the_state_of_muon_with_adamw_can_be_loaded_and_its_rate_set() -> None:
+    model, other = small_gpt(), small_gpt()
+    first = MuonAdamW(*split_parameters(model), lr=0.02)
+    learn(model, [first], 3)
+    other.load_state_dict(model.state_dict())
+    second = MuonAdamW(*split_parameters(other), lr=0.5)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for optimizer in (first, second):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+    learn(model, [first], 3)
+    learn(other, [second], 3)
+    assert torch.equal(weights(model), weights(other))
+    for group in second.param_groups:
+        group["lr"] = 0.0
+    before = weights(other).clone()
+    learn(other, [second], 1)
+    assert torch.equal(weights(other), before)
+
+
+def test_a_model_without_hidden_matrices_is_refused() -> None:
+    with pytest.raises(ConfigError, match="optimizer: adamw"):
+        MuonAdamW(*split_parameters(nn.Embedding(3, 2)), lr=0.1)

@@ -247,6 +247,7 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
         ({"learning_rates": 1.0}, "did you mean 'learning_rate'"),
         ({"learning_rate": -1.0}, "greater than 0"),
         ({"batch_size": 0}, "batch_size"),
+        ({"optimizer": "adam"}, "'adamw' or 'muon'"),
         ({"precision": "fp8"}, "'auto', 'bf16', 'fp16' or 'fp32'"),
         ({"device": "cuda:99"}, "no device 'cuda:99'"),
         ({"device": "gpu"}, "unknown device"),
@@ -329,6 +330,18 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(tmp_path: Path, kind: str,
     steps = [json.loads(line) for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps if "loss" in row] == [10] and steps[-1].get("val_loss") == result.val_loss
     assert [row["tokens"] for row in steps if "loss" in row] == [10 * 2 * 48]
+
+
+def test_a_run_with_muon_learns_and_goes_on_as_if_it_never_stopped(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"optimizer": "muon", "checkpoint_every": 7, "epochs": 8}
+    whole = trainer(output_dir=tmp_path / "whole", **settings)
+    result = whole.train()
+    assert result.losses[-1] < result.losses[0] - 0.5
+    with pytest.raises(NonFiniteLossError):  # three optimizers take a step: Muon, AdamW, and the one around them
+        break_after(trainer(output_dir=tmp_path / "stopped", **settings), 3 * 16)
+    rest = trainer(output_dir=tmp_path / "stopped", **settings)
+    assert rest.train(resume=True).losses == result.losses[14:]
+    assert torch.equal(weights(rest.model), weights(whole.model))
 
 
 def break_after(run: Trainer, steps: int) -> None:
