@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from benchmarks.children.import_run import NOTHING
 from benchmarks.harness import Contestant, Match
-from benchmarks.scoreboard import Check, Outcome, announce, failure_check, finish, parse_options
+from benchmarks.scoreboard import Check, Outcome, announce, failure_check, finish, parse_options, quiet_check
 
 LIMIT_SECONDS, LIMIT_MODULES = 0.10, 150
 TARGET = 5.0
@@ -46,6 +46,7 @@ def verdict(match: Match) -> Outcome:
     seconds = None if ours is None else ours.median
     checks = (
         failure_check(match),
+        quiet_check(match),
         Check(
             "seconds over an empty interpreter",
             seconds,

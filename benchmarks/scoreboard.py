@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import machine
-from benchmarks.harness import ROOT, Match, relative_gap
+from benchmarks.harness import MAX_FOREIGN_LOAD, ROOT, Match, relative_gap
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -151,6 +151,13 @@ def failure_check(match: Match) -> Check:
     """Return the check that every contestant ran."""
     found = ", ".join(sorted(match.failures)) or "none"
     return Check("contestants that did not run", found, "none", not match.failures)
+
+
+def quiet_check(match: Match) -> Check:
+    """Return the check that other processes left the machine alone in every run that counts."""
+    disturbed = sorted({name for name, runs in match.runs.items() for run in runs if run.disturbed})
+    wanted = f"none above {MAX_FOREIGN_LOAD:.0%}"
+    return Check("contestants disturbed by other processes", ", ".join(disturbed) or "none", wanted, not disturbed)
 
 
 def agreement_check(match: Match, key: str, tolerance: float, names: Iterable[str] | None = None) -> Check:

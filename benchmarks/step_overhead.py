@@ -19,6 +19,7 @@ from benchmarks.scoreboard import (
     failure_check,
     finish,
     parse_options,
+    quiet_check,
 )
 
 LIMIT_US, LIMIT_SHARE = 30.0, 0.01
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         higher_is_better=False,
     )
     match.play(options.rounds)
-    checks = [failure_check(match), agreement_check(match, "final_loss", 0.01), limit_check(match)]
+    checks = [failure_check(match), quiet_check(match), agreement_check(match, "final_loss", 0.01), limit_check(match)]
     return finish(match, verdict(match, checks), options)
 
 

@@ -24,6 +24,7 @@ from benchmarks.scoreboard import (
     failure_check,
     finish,
     parse_options,
+    quiet_check,
 )
 
 AS_IT_COMES = "hf-trainer-as-it-comes"
@@ -64,6 +65,7 @@ def _full(folder: Path, options: Options, both: bool) -> int:
     peer = _play(match, options, keep=("torch-mm",))
     checks = [
         failure_check(match),
+        quiet_check(match),
         agreement_check(match, "first_loss", 0.01, _trainers(match)),
         agreement_check(match, "final_loss", 0.01, _trainers(match)),
         _at_least(match, f"times faster than {AS_IT_COMES}", AS_IT_COMES, AS_IT_COMES_TARGET),
@@ -86,6 +88,7 @@ def _documents(folder: Path, options: Options, both: bool) -> int:
     peer = _play(match, options)
     checks = [
         failure_check(match),
+        quiet_check(match),
         agreement_check(match, "first_loss", 0.02),  # the same weights, but not the same first batch
         _held_out_check(match),
     ]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepseek.nn.causal_attention import CausalSelfAttention
+from deepseek.nn.gelu import gelu
 from deepseek.nn.kv_cache import KVCache
 
 
@@ -23,7 +24,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of x's shape."""
-        x = self.down(F.gelu(self.up(x), approximate="tanh"))
+        x = self.down(gelu(self.up(x)))
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 

@@ -117,6 +117,22 @@ def test_contestants_take_turns_in_fresh_processes(tmp_path: Path, script: Calla
     assert match.outputs("loss") == {"A": 2.0, "B": 2.0}
 
 
+def test_a_disturbed_run_is_played_again_and_one_that_stays_disturbed_fails(
+    script: Callable[[str], tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = iter([0.5, 0.02, 0.4, 0.3, 0.6])
+    monkeypatch.setattr(machine.ForeignLoad, "share", lambda self: next(loads))
+    monkeypatch.setattr(harness, "_JUDGED_SECONDS", 0.0)
+    match = Match([Contestant("A", script("report(1.0)"))], say=lambda line: None)
+    match.play(1)
+    assert [run.foreign_load for run in match.runs["A"]] == [0.02]
+    assert scoreboard.quiet_check(match).ok
+    match.play(1)
+    assert [run.foreign_load for run in match.runs["A"]] == [0.02, 0.3], "three attempts, the quietest counts"
+    assert not scoreboard.quiet_check(match).ok
+    assert next(loads, None) is None
+
+
 def test_a_failing_contestant_drops_out_with_what_it_said(script: Callable[[str], tuple[str, ...]]) -> None:
     good, bad = script("report(1.0)"), script("sys.exit('no such kernel')")
     match = Match([Contestant("good", good), Contestant("bad", bad)], say=lambda line: None)
