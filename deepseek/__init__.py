@@ -29,6 +29,7 @@ _NAMES = {
     "evaluate": "deepseek.evaluate",
     "export": "deepseek.export",
     "models": "deepseek.models",
+    "nlp": "deepseek.nlp",
     "nn": "deepseek.nn",
     "optim": "deepseek.optim",
     "profiler": "deepseek.profiler",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from deepseek import autograd as autograd
     from deepseek import cuda as cuda
     from deepseek import distributed as distributed
+    from deepseek import nlp as nlp
     from deepseek import nn as nn
     from deepseek import optim as optim
     from deepseek import profiler as profiler

@@ -25,9 +25,10 @@ from deepseek.errors import BundleError, ConfigError, ModelError, TokenizerError
 from deepseek.files import atomic_folder, atomic_path
 from deepseek.golden import Golden, check_golden, make_golden
 from deepseek.hardware import resolve_device
-from deepseek.models.factory import build, template_of
+from deepseek.models.factory import model_config, template_of
+from deepseek.models.pretrained.fill import build_empty
 from deepseek.nn.int8_swap import int8_specs, swap_linears
-from deepseek.registry import TASKS
+from deepseek.registry import MODELS, TASKS, resolve
 from deepseek.yaml_source import YamlSource, parse_yaml, read_yaml
 
 FORMAT_VERSION = 1
@@ -278,8 +279,10 @@ def _checked_config(source: YamlSource, path: Path) -> BundleConfig:
 
 
 def _assemble(path: Path, config: BundleConfig, state: dict[str, Tensor]) -> nn.Module:
+    name, model_settings = model_config(config.model)
+    model_class: Any = resolve(MODELS, name, "model")
+    model = build_empty(model_class, model_settings)
     with torch.device("meta"):
-        model = build(config.model)
         swap_linears(model, config.quantization)
     for name, owner in config.tied.items():
         if owner not in state:

@@ -11,17 +11,61 @@ from deepseek.errors import ConfigError, did_you_mean
 from deepseek.lazy import load
 
 MODELS: Mapping[str, str] = {
+    "BERT": "deepseek.models.bert:BERT",
+    "CLIP": "deepseek.models.clip:CLIP",
+    "Conformer": "deepseek.models.conformer:Conformer",
+    "ConvNeXt": "deepseek.models.convnext:ConvNeXt",
+    "DeepSeekMoE": "deepseek.models.deepseek_moe:DeepSeekMoE",
+    "DiT": "deepseek.models.dit:DiT",
+    "EfficientNet": "deepseek.models.efficientnet:EfficientNet",
+    "FTTransformer": "deepseek.models.ft_transformer:FTTransformer",
     "GPT": "deepseek.models.gpt:GPT",
+    "LSTM": "deepseek.models.lstm:LSTM",
+    "Llama": "deepseek.models.llama:Llama",
+    "MLP": "deepseek.models.mlp:MLP",
+    "MobileNetV2": "deepseek.models.mobilenet_v2:MobileNetV2",
+    "MobileNetV3": "deepseek.models.mobilenet_v3:MobileNetV3",
+    "ResNet": "deepseek.models.resnet:ResNet",
+    "SchNet": "deepseek.models.schnet:SchNet",
+    "Swin": "deepseek.models.swin:Swin",
+    "T5": "deepseek.models.t5:T5",
+    "TransformerXL": "deepseek.models.transformer_xl:TransformerXL",
+    "UNetPlusPlus": "deepseek.models.unet_plus_plus:UNetPlusPlus",
+    "ViT": "deepseek.models.vit:ViT",
+    "ViT3D": "deepseek.models.vit3d:ViT3D",
+    "Whisper": "deepseek.models.whisper:Whisper",
+    "YOLOv5": "deepseek.models.yolov5:YOLOv5",
 }
 """Model templates: the value of `model.name` in YAML."""
 
-MODEL_CONFIGS: Mapping[str, str] = {
-    "GPT": "deepseek.models.gpt:GPTConfig",
-}
+MODEL_CONFIGS: Mapping[str, str] = {name: f"{target}Config" for name, target in MODELS.items()}
 """The config class of each template, with the same keys as MODELS."""
 
+PRETRAINED: Mapping[str, str] = {
+    "bert": "deepseek.models.pretrained.bert:FAMILY",
+    "clip": "deepseek.models.pretrained.clip:FAMILY",
+    "convnext": "deepseek.models.pretrained.convnext:FAMILY",
+    "deepseek_v2": "deepseek.models.pretrained.deepseek_v2:FAMILY",
+    "deepseek_v3": "deepseek.models.pretrained.deepseek_v3:FAMILY",
+    "efficientnet": "deepseek.models.pretrained.efficientnet:FAMILY",
+    "gpt2": "deepseek.models.pretrained.gpt2:FAMILY",
+    "llama": "deepseek.models.pretrained.llama:FAMILY",
+    "mobilenet_v2": "deepseek.models.pretrained.mobilenet_v2:FAMILY",
+    "qwen2": "deepseek.models.pretrained.qwen2:FAMILY",
+    "resnet": "deepseek.models.pretrained.resnet:FAMILY",
+    "swin": "deepseek.models.pretrained.swin:FAMILY",
+    "t5": "deepseek.models.pretrained.t5:FAMILY",
+    "vit": "deepseek.models.pretrained.vit:FAMILY",
+    "whisper": "deepseek.models.pretrained.whisper:FAMILY",
+}
+"""How to read checkpoints of the Hugging Face layout, by the `model_type` in their config.json."""
+
 TASKS: Mapping[str, str] = {
+    "detection": "deepseek.tasks.detection:Detection",
+    "image_classification": "deepseek.tasks.image_classification:ImageClassification",
     "language_modeling": "deepseek.tasks.language_modeling:LanguageModeling",
+    "segmentation": "deepseek.tasks.segmentation:Segmentation",
+    "speech_recognition": "deepseek.tasks.speech:SpeechRecognition",
 }
 """What a model is for: the value of `task.name` in YAML."""
 

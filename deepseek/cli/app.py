@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepseek import __version__
-from deepseek.cli.look import check_env, explain, models, new
+from deepseek.cli.look import check_env, explain, new
+from deepseek.cli.models import models
 from deepseek.cli.serve import serve_command
 from deepseek.cli.stages import compress, evaluate, export
 from deepseek.cli.training import quickstart, run, train
@@ -27,10 +28,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, run, new, train, compress, evaluate, export, models, explain):
+for command in (quickstart, run, new, train, compress, evaluate, export, explain):
     app.command()(command)
 app.command("serve")(serve_command)
 app.command("check-env")(check_env)
+app.add_typer(models, name="models")
 
 
 def _print_version(wanted: bool) -> None:

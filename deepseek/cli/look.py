@@ -1,4 +1,4 @@
-"""`deepseek check-env`, `explain`, `models` and `new`: look around, and begin."""
+"""`deepseek check-env`, `explain` and `new`: look around, and begin."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from deepseek.errors import ConfigError
 
@@ -41,23 +39,6 @@ def explain(
         typer.echo(config.explain(Recipe, section))
         if section == "model":
             typer.echo(config.explain(template, ""))
-
-
-def models() -> None:
-    """List the model templates and the sizes of the zoo, with parameters and memory."""
-    import torch
-
-    from deepseek.models.factory import build, model_config, zoo
-
-    table = Table("name", "template", "parameters", "fp32", "context", box=None, pad_edge=False)
-    for name in zoo():
-        template, config = model_config(name)
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in build(config).parameters())
-        context = str(getattr(config, "max_length", ""))
-        table.add_row(name, template, f"{parameters / 1e6:,.1f} M", f"{parameters * 4 / 1e6:,.0f} MB", context)
-    Console().print(table)
-    typer.echo("\nin a recipe:  model: {name: gpt-mini, max_length: 512}")
 
 
 def new(

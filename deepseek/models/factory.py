@@ -61,8 +61,9 @@ def build(values: Mapping[str, Any] | Config | str | Path) -> nn.Module:
 
 def template_of(config: Config) -> str:
     """Return the template's name for a config object. Raises ConfigError for a config that is no model's."""
-    for name in MODEL_CONFIGS:
-        if resolve(MODEL_CONFIGS, name, "model") is type(config):
+    target = f"{type(config).__module__}:{type(config).__qualname__}"
+    for name, known in MODEL_CONFIGS.items():
+        if known == target:
             return name
     raise ConfigError("not a model's config", found=type(config).__name__, wanted=f"one of {sorted(MODEL_CONFIGS)}")
 

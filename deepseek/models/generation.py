@@ -8,7 +8,7 @@ Sources: Keskar et al. 2019 (repetition penalty), arXiv:1909.05858; Holtzman et 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from deepseek.config import Config
 from deepseek.errors import ModelError
-from deepseek.nn.kv_cache import KVCache
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 """Takes ids so far (batch, time) and logits (batch, vocab_size), returns changed logits; transformers' fit."""
@@ -52,12 +51,12 @@ class SamplingConfig(Config):
 class CausalLanguageModel(Protocol):
     """What generation needs of a model."""
 
-    def __call__(self, input_ids: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def __call__(self, input_ids: Tensor, document_ids: Tensor | None = None, cache: Any = None) -> Tensor:
         """Return logits (batch, time, vocab_size)."""
         ...
 
-    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
-        """Return an empty cache."""
+    def new_cache(self, batch_size: int, capacity: int) -> Any:
+        """Return an empty cache, of the model's own kind."""
         ...
 
 

@@ -15,13 +15,13 @@ from typing import ClassVar
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from deepseek.config import Config
-from deepseek.errors import ModelError
 from deepseek.models.generation import GenerationMixin
-from deepseek.nn.causal_attention import document_mask
+from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.nn.kv_cache import KVCache
+from deepseek.nn.recompute import recomputed
+from deepseek.nn.text_input import check_text, document_attention
 from deepseek.nn.transformer import DecoderBlock
 
 
@@ -70,7 +70,7 @@ class GPTConfig(Config):
         return self.num_heads or (self.d_model // 64 if self.d_model % 64 == 0 else 1)
 
 
-class GPT(GenerationMixin, nn.Module):
+class GPT(GenerationMixin, PretrainedMixin, nn.Module):
     """Token ids to next-token logits."""
 
     config: GPTConfig
@@ -115,27 +115,16 @@ class GPT(GenerationMixin, nn.Module):
         self, input_ids: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
         """Return what the output layer reads: (batch, time, d_model), normalised."""
-        time, past = input_ids.shape[1], cache.length if cache is not None else 0
-        if not torch.compiler.is_exporting() and past + time > self.config.max_length:
-            raise ModelError(
-                "the sequence is too long",
-                found=f"{past + time} tokens",
-                wanted=f"at most max_length = {self.config.max_length}",
-                fix="shorten the text, or train a model with a larger max_length",
-            )
+        past = cache.length if cache is not None else 0
+        check_text(input_ids, self.config.vocab_size, self.config.max_length, past)
+        mask, time = document_attention(document_ids, input_ids, past), input_ids.shape[1]
         position = torch.arange(past, past + time, device=input_ids.device)
-        mask = None
         if document_ids is not None:
-            if past:
-                raise ModelError("document_ids can't follow a text in the cache", found=f"{past} tokens in it")
-            mask = document_mask(document_ids)
             position = position - _document_starts(document_ids)
         x = self.token_embedding(input_ids) + self.position_embedding(position)
         for layer, block in enumerate(self.blocks):
-            if self.config.gradient_checkpointing and self.training and cache is None and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, use_reentrant=False)
-            else:
-                x = block(x, mask, cache, layer)
+            recompute = self.config.gradient_checkpointing and self.training and cache is None
+            x = recomputed(recompute, block, x, mask, cache, layer)
         if cache is not None:
             cache.advance(time)
         features: Tensor = self.norm(x)

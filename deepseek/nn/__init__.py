@@ -16,6 +16,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Int8Linear": "deepseek.nn.int8_linear:Int8Linear",
+        "relative_position_encoding": "deepseek.nn.positions:relative_position_encoding",
     },
     fallback="torch.nn",
 )

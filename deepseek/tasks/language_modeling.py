@@ -25,6 +25,16 @@ class HasFeatures(Protocol):
         ...
 
 
+class HasMixture(Protocol):
+    """A language model some of whose blocks are mixtures of experts."""
+
+    has_mixture: bool
+
+    def forward_balanced(self, input_ids: Tensor, document_ids: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return what `forward_features` does, the load-balancing loss (a scalar), and more."""
+        ...
+
+
 def _has_features(kind: type[nn.Module]) -> bool:
     return callable(getattr(kind, "forward_features", None))
 
@@ -33,12 +43,15 @@ class LanguageModeling:
     """Next-token cross-entropy in nats, summed over the labels that are not -100.
 
     Logits of more than `max_logits_bytes` (float32) are computed in chunks, so that they are never all in memory.
+    In training, a model with a mixture of experts adds `balance_weight` times its load-balancing loss to each token's
+    loss (DeepSeek-V2 trains with 0.003, arXiv:2405.04434); 0 leaves it out.
     """
 
     name = "language_modeling"
 
-    def __init__(self, max_logits_bytes: int = 256 << 20) -> None:
+    def __init__(self, max_logits_bytes: int = 256 << 20, balance_weight: float = 0.003) -> None:
         self.max_logits_bytes = max_logits_bytes
+        self.balance_weight = balance_weight
 
     def count(self, batch: Batch) -> int:
         """Return the number of target tokens."""
@@ -54,8 +67,15 @@ class LanguageModeling:
         documents = {"document_ids": batch["document_ids"]} if "document_ids" in batch else {}
         if not _has_features(type(model)):
             return cross_entropy_sum(model(input_ids, **documents).flatten(0, 1), labels)
+        if model.training and self.balance_weight > 0 and getattr(model, "has_mixture", False):
+            features, balance = cast(HasMixture, model).forward_balanced(input_ids, **documents)[:2]
+            extra = self.balance_weight * balance * (labels != IGNORE).sum()
+            return self._from_features(cast(HasFeatures, model), features, labels) + extra
         language_model = cast(HasFeatures, model)
-        features = language_model.forward_features(input_ids, **documents).flatten(0, 1)
+        return self._from_features(language_model, language_model.forward_features(input_ids, **documents), labels)
+
+    def _from_features(self, language_model: HasFeatures, features: Tensor, labels: Tensor) -> Tensor:
+        features = features.flatten(0, 1)
         vocab_size = int(getattr(language_model.lm_head, "out_features", 1))
         chunk = max(1, self.max_logits_bytes // (4 * vocab_size))
         if features.shape[0] <= chunk:

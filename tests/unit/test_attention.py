@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import deepseek.nn.causal_attention as attention
 from deepseek.errors import ModelError
 from deepseek.models.gpt import GPT
-from deepseek.nn.causal_attention import causal_attention, document_mask
+from deepseek.nn import dot_product_attention as module
+from deepseek.nn.dot_product_attention import attention
 from deepseek.nn.kv_cache import KVCache
+from deepseek.nn.masks import document_mask
 from tests.toy_gpt import toy_config, toy_gpt
 
 
@@ -37,34 +38,34 @@ def random_heads(past: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("past", [0, 3])
 def test_both_forms_are_causal_attention(monkeypatch: pytest.MonkeyPatch, plain: bool, past: int) -> None:
-    monkeypatch.setattr(attention, "_PLAIN_TIME", 1024 if plain else 0)
+    monkeypatch.setattr(module, "_PLAIN_TIME", 1024 if plain else 0)
     query, key, value = random_heads(past)
     allowed = torch.tensor([[s <= t + past for s in range(5 + past)] for t in range(5)]).expand(2, -1, -1)
     torch.testing.assert_close(
-        causal_attention(query, key, value, past=past), reference(query, key, value, allowed), atol=1e-5, rtol=1e-5
+        attention(query, key, value, causal=True), reference(query, key, value, allowed), atol=1e-5, rtol=1e-5
     )
 
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_both_forms_keep_inside_a_document(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
-    monkeypatch.setattr(attention, "_PLAIN_TIME", 1024 if plain else 0)
+    monkeypatch.setattr(module, "_PLAIN_TIME", 1024 if plain else 0)
     query, key, value = random_heads()
     documents = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 2, 2, 3]])
     allowed = torch.tensor(
         [[[s <= t and row[s] == row[t] for s in range(5)] for t in range(5)] for row in documents.tolist()]
     )
-    found = causal_attention(query, key, value, document_mask(documents))
+    found = attention(query, key, value, document_mask(documents))
     torch.testing.assert_close(found, reference(query, key, value, allowed), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_model_gives_the_same_loss_gradients_in_both_forms(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
-    monkeypatch.setattr(attention, "_PLAIN_TIME", 1024 if plain else 0)
+    monkeypatch.setattr(module, "_PLAIN_TIME", 1024 if plain else 0)
     model = toy_gpt()
     ids = torch.randint(48, (2, 9), generator=torch.Generator().manual_seed(3))
     model(ids).square().mean().backward()
     gradient = torch.stack([p.grad.double().norm() for p in model.parameters() if p.grad is not None])
-    monkeypatch.setattr(attention, "_PLAIN_TIME", 0 if plain else 1024)
+    monkeypatch.setattr(module, "_PLAIN_TIME", 0 if plain else 1024)
     model.zero_grad()
     model(ids).square().mean().backward()
     other = torch.stack([p.grad.double().norm() for p in model.parameters() if p.grad is not None])

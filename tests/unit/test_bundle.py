@@ -114,7 +114,9 @@ def test_golden_samples_notice_changed_weights(tmp_path: Path) -> None:
     for damaged in (
         {},
         {"inputs": 3},
-        {"inputs": {"input_ids": [[10**6]]}, "top_ids": [[0]], "top_logits": [[0]], "tolerance": 1},
+        {"inputs": {"input_ids": {"dtype": "int64", "values": [[10**6]]}}, "answers": []},
+        {"inputs": {"input_ids": {"dtype": "int64", "values": [[1]]}}, "answers": []},
+        {"inputs": {"input_ids": {"dtype": "object", "values": [[1]]}}, "answers": []},
     ):
         (path / "golden.json").write_text(json.dumps(damaged))
         with pytest.raises(BundleError, match="golden samples of .* are damaged"):

@@ -23,6 +23,7 @@ from deepseek.road.walk import Walk
 from tests.command_line import Finished, environment, in_this_process
 
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+COMMANDS += [group.name for group in app.registered_groups]
 
 
 @pytest.fixture
@@ -60,7 +61,23 @@ def test_version(program):
 def test_models_lists_the_zoo(program):
     done = program("models")
     assert done.code == 0
-    assert "gpt2-small" in done.stdout and "124.4 M" in done.stdout
+    assert "gpt2-small" in done.stdout and "124.4 M" in done.stdout and "498 MB" in done.stdout
+    entries = json.loads(program("models", "--json").stdout)
+    small = next(entry for entry in entries if entry["name"] == "gpt2-small")
+    assert small["parameters"] == 124_439_808 and small["training_bytes"] == 16 * 124_439_808
+
+
+def test_models_show_draws_a_size_a_template_and_a_file(program):
+    Path("mine.yaml").write_text("name: GPT\nvocab_size: 100\nnum_layers: 3\nd_model: 64\n")
+    small, mine = program("models", "show", "gpt2-small").stdout, program("models", "show", "mine.yaml").stdout
+    assert "0-11 x12" in small and "124.4 M" in small and "1 x 16 x 768" in small and "Radford" in small
+    assert "0-2 x3" in mine and "d_model: 64" in mine
+    assert "GPT" in program("models", "show", "GPT", "--depth", "0").stdout
+
+
+def test_models_show_names_the_nearest(program):
+    done = program("models", "show", "gpt2-smal")
+    assert done.code == 2 and "gpt2-small" in done.stderr
 
 
 def test_explain_tells_a_setting_a_section_and_all(program):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from deepseek.errors import DataError
+from deepseek.models import build
 from deepseek.tasks.language_modeling import LanguageModeling
 from deepseek.tasks.supervised import Supervised
 from deepseek.tasks.task import mean_loss, to_device
@@ -86,3 +88,17 @@ def test_moving_a_batch_keeps_its_shape() -> None:
     moved = to_device(batch, torch.device("meta"))
     assert moved["a"].device.type == moved["b"][0].device.type == moved["b"][1][0].device.type == "meta"
     assert moved["b"][1][1] == "text" and isinstance(moved["b"][1], tuple)
+
+
+def test_a_mixture_of_experts_is_trained_towards_balance() -> None:
+    torch.manual_seed(0)
+    model = build(Path(__file__).parent.parent / "toys" / "deepseek_moe.yaml").train()
+    ids = torch.randint(model.config.vocab_size, (2, 12))  # type: ignore[union-attr, arg-type]
+    batch = {"input_ids": ids, "labels": ids.roll(-1, 1)}
+    plain = LanguageModeling(balance_weight=0.0).loss(model, batch)
+    balanced = LanguageModeling(balance_weight=0.5).loss(model, batch)
+    wanted = plain.sum + 0.5 * model.forward_balanced(ids).balance_loss * 24  # type: ignore[operator]
+    torch.testing.assert_close(balanced.sum, wanted)
+    assert balanced.count == plain.count == 24
+    model.eval()
+    torch.testing.assert_close(LanguageModeling(balance_weight=0.5).loss(model, batch).sum, plain.sum)

@@ -1,4 +1,4 @@
-"""The Trainer: data of every kind, plans and rates, optimizers as given, output folders, and resuming."""
+"""The Trainer: data of every kind, plans and rates, optimizers as given, output folders."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, TensorDataset
 
 import deepseek as ds
 from deepseek.bundle import load
-from deepseek.checkpoint.store import list_checkpoints, load_checkpoint
 from deepseek.data import Loader, Tokenizer
-from deepseek.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError, TokenizerError
+from deepseek.errors import ConfigError, DataError, TokenizerError
 from deepseek.models.gpt import GPT, GPTConfig
 from deepseek.optim.schedules import learning_rate
 from deepseek.tasks.supervised import Supervised
@@ -33,36 +32,7 @@ from deepseek.train.config import TrainConfig
 from deepseek.train.interrupt import graceful_interrupt
 from deepseek.train.result import TrainResult
 from tests.toy_gpt import Batch, toy_batches, toy_config, toy_gpt, write_text
-
-QUIET: dict[str, Any] = {"compile": False, "precision": "fp32", "tensorboard": False}
-
-
-def trainer(**changes: Any) -> Trainer:
-    settings = {"model_config": toy_config(), "train_dataset": toy_batches(6), "learning_rate": 1e-2, **QUIET}
-    settings |= changes
-    if "model" in changes:
-        settings.pop("model_config")
-    return Trainer(**settings)
-
-
-def weights(model: nn.Module | None) -> Tensor:
-    assert model is not None
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
-
-
-def mlp() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 2))
-
-
-def circles() -> tuple[Tensor, Tensor]:
-    inputs = torch.randn(160, 4, generator=torch.Generator().manual_seed(2))
-    return inputs, (inputs.square().sum(1) > 3.5).long()
-
-
-def pairs() -> list[tuple[Tensor, Tensor]]:
-    inputs, targets = circles()
-    return list(zip(inputs.split(16), targets.split(16), strict=True))
+from tests.toy_training import QUIET, Samples, circles, mlp, pairs, trainer, weights
 
 
 def test_a_language_model_learns_what_follows_what() -> None:
@@ -97,20 +67,6 @@ def test_lists_iterables_and_loaders_of_the_same_batches_give_the_same_weights()
         trainer(model=model, train_dataset=data, task=Supervised(nn.CrossEntropyLoss())).train(epochs=2)
         found.append(weights(model))
     assert all(torch.equal(other, found[0]) for other in found[1:])
-
-
-class Samples:
-    """What a Loader reads: the toy sequences, in any order."""
-
-    def __init__(self) -> None:
-        batches = toy_batches(6)
-        self.fields = {name: torch.cat([batch[name] for batch in batches]).numpy() for name in batches[0]}
-
-    def __len__(self) -> int:
-        return 24
-
-    def get_batch(self, epoch: int, indices: Any) -> dict[str, Any]:
-        return {name: values[indices] for name, values in self.fields.items()}
 
 
 def test_a_loader_is_read_in_its_own_order_and_its_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,125 +255,6 @@ def test_measuring_before_the_first_step_leaves_no_trace() -> None:
         trainer(model=model, train_dataset=pairs(), task=Supervised(nn.CrossEntropyLoss()), **settings).train(epochs=1)
         found.append(model.state_dict())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-
-
-@pytest.mark.parametrize("kind", ["list", "iterable", "shuffled", "loader"])
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_stopped_run_goes_on_as_if_it_never_stopped(tmp_path: Path, kind: str, dropout: float) -> None:
-    data: Any = {
-        "list": toy_batches(6),
-        "iterable": DataLoader(toy_batches(6), batch_size=None),
-        "shuffled": DataLoader(toy_batches(6), batch_size=None, shuffle=True),
-        "loader": Loader(Samples(), 4, seed=1),
-    }[kind]
-    settings: dict[str, Any] = {
-        "model_config": toy_config(dropout=dropout),
-        "train_dataset": data,
-        "val_dataset": toy_batches(1, seed=4),
-        "max_steps": 10,
-        "checkpoint_every": 7,
-        "gradient_accumulation_steps": 2,
-    }
-    whole = trainer(output_dir=tmp_path / "whole", **settings)
-    result = whole.train()
-    stopped = trainer(output_dir=tmp_path / "stopped", **settings)
-    with pytest.raises(NonFiniteLossError):
-        break_after(stopped, 9)
-    rest = trainer(output_dir=tmp_path / "stopped", **settings)
-    resumed = rest.train(resume=True)
-    assert resumed.steps == 10 and resumed.losses == result.losses[7:] and resumed.val_loss == result.val_loss
-    assert torch.equal(weights(rest.model), weights(whole.model))
-    steps = [json.loads(line) for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in steps if "loss" in row] == [10] and steps[-1].get("val_loss") == result.val_loss
-    assert [row["tokens"] for row in steps if "loss" in row] == [10 * 2 * 48]
-
-
-def test_a_run_with_muon_learns_and_goes_on_as_if_it_never_stopped(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"optimizer": "muon", "checkpoint_every": 7, "epochs": 8}
-    whole = trainer(output_dir=tmp_path / "whole", **settings)
-    result = whole.train()
-    assert result.losses[-1] < result.losses[0] - 0.5
-    with pytest.raises(NonFiniteLossError):  # three optimizers take a step: Muon, AdamW, and the one around them
-        break_after(trainer(output_dir=tmp_path / "stopped", **settings), 3 * 16)
-    rest = trainer(output_dir=tmp_path / "stopped", **settings)
-    assert rest.train(resume=True).losses == result.losses[14:]
-    assert torch.equal(weights(rest.model), weights(whole.model))
-
-
-def break_after(run: Trainer, steps: int) -> None:
-    """Train, and fail as a crash would after `steps` steps."""
-    done = 0
-
-    def count(*_: Any) -> None:
-        nonlocal done
-        done += 1
-        if done > steps:
-            raise NonFiniteLossError("a crash")
-
-    handle = register_optimizer_step_pre_hook(count)
-    try:
-        run.train()
-    finally:
-        handle.remove()
-
-
-def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
-    run = trainer(output_dir=tmp_path / "run")
-    first = run.train(max_steps=6)
-    again = trainer(output_dir=tmp_path / "run").train(max_steps=6, resume=True)
-    assert again.steps == 6 and again.losses == [] and first.steps == 6
-    longer = trainer(output_dir=tmp_path / "run").train(max_steps=9, resume=True)
-    assert longer.steps == 9 and len(longer.losses) == 3
-    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")][0] == "step_00000009"
-
-
-def test_a_new_run_does_not_mix_with_an_older_one(tmp_path: Path) -> None:
-    trainer(output_dir=tmp_path / "run").train(max_steps=3)
-    with pytest.raises(ConfigError, match="holds a run already"):
-        trainer(output_dir=tmp_path / "run").train(max_steps=3)
-    state = load_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[0])
-    assert state["step"] == 3
-
-
-def test_nothing_to_resume_is_an_error_and_makes_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no output folder"):
-        trainer().train(resume=True)
-    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
-        trainer(output_dir=tmp_path / "none").train(resume=True)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_checkpoint_of_another_model_is_refused_and_kept(tmp_path: Path) -> None:
-    trainer(output_dir=tmp_path / "run").train(max_steps=2)
-    for changes in ({"d_model": 32}, {"num_layers": 3}):
-        with pytest.raises(CheckpointError, match="another model"):
-            trainer(output_dir=tmp_path / "run", model_config=toy_config(**changes)).train(max_steps=4, resume=True)
-    assert trainer(output_dir=tmp_path / "run").train(max_steps=4, resume=True).steps == 4
-
-
-def test_damaged_checkpoints_are_skipped_by_name_and_if_all_are_the_run_is_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = {"output_dir": tmp_path / "run", "checkpoint_every": 2, "keep_checkpoints": 3}
-    trainer(**settings).train(max_steps=6)
-    newest, second, third = list_checkpoints(tmp_path / "run" / "checkpoints")
-    data = bytearray((newest / "state.safetensors").read_bytes())
-    data[-5] ^= 1
-    (newest / "state.safetensors").write_bytes(data)
-    (second / "manifest.json").write_text("{")
-    resumed = trainer(**settings).train(max_steps=6, resume=True)
-    assert len(resumed.losses) == 4
-    assert f"skipped checkpoint {newest.name}" in caplog.text and f"skipped checkpoint {second.name}" in caplog.text
-    for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
-        (path / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="no good checkpoint"):
-        trainer(**settings).train(max_steps=6, resume=True)
-    assert third.name == "step_00000002"
-
-
-def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
-    trainer(output_dir=tmp_path, checkpoint_every=1, keep_checkpoints=2).train(max_steps=5)
-    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_00000005", "step_00000004"]
 
 
 def test_training_from_a_text_file_leaves_tokenizer_and_bundle(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""Self-attention inside windows of a map, with relative position bias, and its shifted form.
+
+Source: Liu et al. 2021, "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv:2103.14030,
+section 3.2.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepseek.nn.dot_product_attention import attention
+
+
+class WindowLayout(NamedTuple):
+    """How maps of one size are cut into windows; the same for every block of a stage."""
+
+    size: tuple[int, int]
+    """Height and width of the map."""
+    padded: tuple[int, int]
+    """The same, filled up to whole windows."""
+    window: tuple[int, int]
+    """Height and width of a window: the wanted size, or the map's where that is smaller."""
+    shift: int
+    """By how far a shifted block moves the windows; 0 where one window covers a side of the map."""
+    bias_index: Tensor
+    """(tokens, tokens), int64: the row of the bias table for each pair of places in a window."""
+    neighbours: Tensor
+    """(windows, tokens, tokens), bool: whether two places of a shifted window were near each other before the shift."""
+
+
+def window_layout(size: tuple[int, int], window_size: int, device: torch.device) -> WindowLayout:
+    """Return the layout for maps of `size` (height, width) and square windows of `window_size`."""
+    window = (min(window_size, size[0]), min(window_size, size[1]))
+    padded = (size[0] + -size[0] % window[0], size[1] + -size[1] % window[1])
+    shift = window_size // 2 if min(size) > window_size else 0
+    rows, columns = (torch.arange(side, device=device) for side in window)
+    down = rows[:, None, None, None] - rows[None, None, :, None] + window_size - 1
+    right = columns[None, :, None, None] - columns[None, None, None, :] + window_size - 1
+    tokens = window[0] * window[1]
+    index = (down * (2 * window_size - 1) + right).reshape(tokens, tokens)
+    # after the shift the last window of a row holds both edges of the map: number the pieces
+    pieces = [
+        (torch.arange(total, device=device) >= total - side).long()
+        + (torch.arange(total, device=device) >= total - shift)
+        for total, side in zip(padded, window, strict=True)
+    ]
+    number = (pieces[0][:, None] * 3 + pieces[1])[None, :, :, None]
+    number = cut_windows(number, window)[0, :, :, 0]  # (windows, tokens)
+    return WindowLayout(size, padded, window, shift, index, number[:, :, None] == number[:, None, :])
+
+
+def cut_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """Return (batch, windows, tokens, channels) for a map (batch, height, width, channels) of whole windows."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // window[0], window[0], width // window[1], window[1], channels)
+    return x.transpose(2, 3).reshape(batch, -1, window[0] * window[1], channels)
+
+
+def join_windows(x: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return the map (batch, height, width, channels) of which `cut_windows` made `x`; `size`: (height, width)."""
+    batch, _, _, channels = x.shape
+    x = x.reshape(batch, size[0] // window[0], size[1] // window[1], *window, channels)
+    return x.transpose(2, 3).reshape(batch, *size, channels)
+
+
+class WindowAttention(nn.Module):
+    """Self-attention over a map (batch, height, width, channels) in which a place sees its window alone."""
+
+    def __init__(
+        self, channels: int, num_heads: int, window_size: int, *, shifted: bool, qkv_bias: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.shifted = shifted
+        self.dropout = dropout
+        self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
+        self.out = nn.Linear(channels, channels)
+        self.bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
+
+    def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
+        """Return a map of x's shape; `layout` must be the one for x's height and width."""
+        (height, width), (bottom, right) = layout.size, layout.padded
+        shift = layout.shift if self.shifted else 0
+        if (bottom, right) != (height, width):
+            x = F.pad(x, (0, 0, 0, right - width, 0, bottom - height))
+        if shift:
+            x = x.roll((-shift, -shift), dims=(1, 2))
+        x = join_windows(self._attend(cut_windows(x, layout.window), layout, shift > 0), layout.window, layout.padded)
+        if shift:
+            x = x.roll((shift, shift), dims=(1, 2))
+        return x[:, :height, :width]
+
+    def _attend(self, x: Tensor, layout: WindowLayout, shifted: bool) -> Tensor:
+        batch, windows, tokens, channels = x.shape
+        heads = self.qkv(x).view(batch, windows, tokens, 3, self.num_heads, channels // self.num_heads)
+        # windows and heads together are one dimension: the mask is then the same for every image of the batch
+        query, key, value = heads.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
+        bias = self.bias_table[layout.bias_index].permute(2, 0, 1)[None]  # (1, num_heads, tokens, tokens)
+        bias = bias.expand(windows, -1, -1, -1)
+        if shifted:
+            bias = bias.masked_fill(~layout.neighbours[:, None], torch.finfo(bias.dtype).min)
+        dropout = self.dropout if self.training else 0.0
+        y = attention(query, key, value, bias.flatten(0, 1)[None], dropout=dropout)
+        y = y.view(batch, windows, self.num_heads, tokens, -1).transpose(2, 3).reshape(batch, windows, tokens, channels)
+        out: Tensor = self.out(y)
+        return out
