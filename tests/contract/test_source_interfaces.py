@@ -238,3 +238,41 @@ def test_s5_sampling_with_a_processor_of_transformers() -> None:
     processors = transformers.LogitsProcessorList([transformers.RepetitionPenaltyLogitsProcessor(penalty=1.2)])
     outputs = model.generate(input_ids, do_sample=True, top_k=40, top_p=0.9, logits_processor=processors)
     assert torch.equal(outputs[:, :3], input_ids) and outputs.shape[1] > 3
+
+
+def test_s0_bert_is_loaded_for_three_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretrained Chinese BERT by its name, a fresh head of three classes, checkpointing switched on."""
+    from deepseek.models import BERT, BERTConfig
+    from deepseek.nlp import BertForSequenceClassification
+
+    monkeypatch.chdir(tmp_path)
+    sizes = {"vocab_size": 40, "max_length": 16, "num_layers": 1, "d_model": 8, "num_heads": 2, "d_ff": 16}
+    BERT(BERTConfig(**sizes, head="masked_lm")).save_pretrained("bert-base-chinese")  # type: ignore[arg-type]
+    model = BertForSequenceClassification.from_pretrained(
+        "bert-base-chinese", num_labels=3, gradient_checkpointing=True
+    )
+    assert model.config.gradient_checkpointing
+    assert model(torch.randint(40, (2, 7))).shape == (2, 3)
+
+
+def test_s2_a_conformer_is_built_from_yaml(tmp_path: Path) -> None:
+    """Name, encoder and decoder with the sample's sizes, in a file."""
+    (tmp_path / "model.yaml").write_text(
+        "model:\n  name: Conformer\n  encoder:\n    num_layers: 12\n    d_model: 512\n    attention_heads: 8\n"
+        "  decoder:\n    vocab_size: 5000\n    embedding_dim: 512\n"
+    )
+    with torch.device("meta"):
+        model = ds.models.build(tmp_path / "model.yaml")
+    encoder: Any = model.encoder
+    assert type(model).__name__ == "Conformer" and len(encoder.blocks) == 12
+    assert {p.shape[0] for name, p in model.named_parameters() if name == "ctc_head.weight"} == {5000}
+
+
+def test_s3_relative_positions_are_sines_and_cosines() -> None:
+    """Positions times inverse frequencies; sines first, then cosines."""
+    from deepseek.nn import relative_position_encoding
+
+    pos, dim = torch.arange(7), 6
+    found = relative_position_encoding(pos, dim)
+    angles = torch.tensor([[p / 10000 ** (2 * i / dim) for i in range(dim // 2)] for p in range(7)])
+    torch.testing.assert_close(found, torch.cat([angles.sin(), angles.cos()], dim=-1))
