@@ -3,6 +3,9 @@
 Paper: Liu et al. 2021, "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv:2103.14030.
 Public counterpart: `SwinForImageClassification` of transformers; equal weights give equal logits.
 Not here: absolute position vectors (an option no published size uses), Swin V2.
+
+With `torch.compile` and images of many sizes, give `dynamic=False`, which makes one program for each size: one for all
+sizes was not compiled after three minutes, not even for a toy (torch 2.13). Batches may vary either way.
 """
 
 from __future__ import annotations

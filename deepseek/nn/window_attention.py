@@ -20,10 +20,10 @@ class WindowLayout(NamedTuple):
 
     size: tuple[int, int]
     """Height and width of the map."""
-    padded: tuple[int, int]
-    """The same, filled up to whole windows."""
     window: tuple[int, int]
     """Height and width of a window: the wanted size, or the map's where that is smaller."""
+    counts: tuple[int, int]
+    """Windows down and across that cover the map; the last ones may reach past its edge."""
     shift: int
     """By how far a shifted block moves the windows; 0 where one window covers a side of the map."""
     bias_index: Tensor
@@ -34,9 +34,10 @@ class WindowLayout(NamedTuple):
 
 def window_layout(size: tuple[int, int], window_size: int, device: torch.device) -> WindowLayout:
     """Return the layout for maps of `size` (height, width) and square windows of `window_size`."""
-    window = (min(window_size, size[0]), min(window_size, size[1]))
-    padded = (size[0] + -size[0] % window[0], size[1] + -size[1] % window[1])
-    shift = window_size // 2 if min(size) > window_size else 0
+    # written as choices, not as min(): code compiled for many sizes then has constant windows
+    window = (window_size if size[0] > window_size else size[0], window_size if size[1] > window_size else size[1])
+    counts = ((size[0] + window[0] - 1) // window[0], (size[1] + window[1] - 1) // window[1])
+    shift = window_size // 2 if size[0] > window_size and size[1] > window_size else 0
     rows, columns = (torch.arange(side, device=device) for side in window)
     down = rows[:, None, None, None] - rows[None, None, :, None] + window_size - 1
     right = columns[None, :, None, None] - columns[None, None, None, :] + window_size - 1
@@ -44,27 +45,25 @@ def window_layout(size: tuple[int, int], window_size: int, device: torch.device)
     index = (down * (2 * window_size - 1) + right).reshape(tokens, tokens)
     # after the shift the last window of a row holds both edges of the map: number the pieces
     pieces = [
-        (torch.arange(total, device=device) >= total - side).long()
-        + (torch.arange(total, device=device) >= total - shift)
-        for total, side in zip(padded, window, strict=True)
+        (torch.arange(count * side, device=device) >= (count - 1) * side).long()
+        + (torch.arange(count * side, device=device) >= count * side - shift)
+        for count, side in zip(counts, window, strict=True)
     ]
     number = (pieces[0][:, None] * 3 + pieces[1])[None, :, :, None]
-    number = cut_windows(number, window)[0, :, :, 0]  # (windows, tokens)
-    return WindowLayout(size, padded, window, shift, index, number[:, :, None] == number[:, None, :])
+    number = cut_windows(number, window, counts)[0, :, :, 0]  # (windows, tokens)
+    return WindowLayout(size, window, counts, shift, index, number[:, :, None] == number[:, None, :])
 
 
-def cut_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """Return (batch, windows, tokens, channels) for a map (batch, height, width, channels) of whole windows."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // window[0], window[0], width // window[1], window[1], channels)
-    return x.transpose(2, 3).reshape(batch, -1, window[0] * window[1], channels)
+def cut_windows(x: Tensor, window: tuple[int, int], counts: tuple[int, int]) -> Tensor:
+    """Return (batch, windows, tokens, channels) for a map (batch, height, width, channels) of `counts` windows."""
+    x = x.reshape(x.shape[0], counts[0], window[0], counts[1], window[1], x.shape[3])
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def join_windows(x: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Return the map (batch, height, width, channels) of which `cut_windows` made `x`; `size`: (height, width)."""
-    batch, _, _, channels = x.shape
-    x = x.reshape(batch, size[0] // window[0], size[1] // window[1], *window, channels)
-    return x.transpose(2, 3).reshape(batch, *size, channels)
+def join_windows(x: Tensor, window: tuple[int, int], counts: tuple[int, int]) -> Tensor:
+    """Return the map (batch, height, width, channels) of which `cut_windows` made `x`."""
+    x = x.reshape(x.shape[0], *counts, *window, x.shape[3])
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 class WindowAttention(nn.Module):
@@ -83,13 +82,14 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
         """Return a map of x's shape; `layout` must be the one for x's height and width."""
-        (height, width), (bottom, right) = layout.size, layout.padded
+        (height, width), window, counts = layout.size, layout.window, layout.counts
+        bottom, right = counts[0] * window[0], counts[1] * window[1]
         shift = layout.shift if self.shifted else 0
         if (bottom, right) != (height, width):
             x = F.pad(x, (0, 0, 0, right - width, 0, bottom - height))
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
-        x = join_windows(self._attend(cut_windows(x, layout.window), layout, shift > 0), layout.window, layout.padded)
+        x = join_windows(self._attend(cut_windows(x, window, counts), layout, shift > 0), window, counts)
         if shift:
             x = x.roll((shift, shift), dims=(1, 2))
         return x[:, :height, :width]
