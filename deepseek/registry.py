@@ -60,6 +60,41 @@ PRETRAINED: Mapping[str, str] = {
 }
 """How to read checkpoints of the Hugging Face layout, by the `model_type` in their config.json."""
 
+STAGES: Mapping[str, str] = {
+    "AddNoise": "deepseek.data.audio.noise:AddNoise",
+    "CenterCrop": "deepseek.data.image.crop:CenterCrop",
+    "Cepstra": "deepseek.data.audio.features:Cepstra",
+    "ColorJitter": "deepseek.data.image.color:ColorJitter",
+    "CutMix": "deepseek.data.image.mix:CutMix",
+    "Deltas": "deepseek.data.audio.features:Deltas",
+    "FeatureExtract": "deepseek.data.audio.features:FeatureExtract",
+    "Grayscale": "deepseek.data.image.color:Grayscale",
+    "HorizontalFlip": "deepseek.data.image.flip:HorizontalFlip",
+    "Letterbox": "deepseek.data.image.resize:Letterbox",
+    "LogMel": "deepseek.data.audio.features:LogMel",
+    "MeanVarianceNorm": "deepseek.data.audio.features:MeanVarianceNorm",
+    "MixUp": "deepseek.data.image.mix:MixUp",
+    "Mosaic": "deepseek.data.image.mosaic:Mosaic",
+    "Normalize": "deepseek.data.image.normalize:Normalize",
+    "PreEmphasis": "deepseek.data.audio.features:PreEmphasis",
+    "RandomAffine": "deepseek.data.image.affine:RandomAffine",
+    "RandomCrop": "deepseek.data.image.crop:RandomCrop",
+    "RandomElasticDeformation": "deepseek.data.image.elastic:RandomElasticDeformation",
+    "RandomErasing": "deepseek.data.image.erase:RandomErasing",
+    "RandomPatch": "deepseek.data.volume.patches:RandomPatch",
+    "RandomResizedCrop": "deepseek.data.image.crop:RandomResizedCrop",
+    "Resample": "deepseek.data.audio.resample:Resample",
+    "Resize": "deepseek.data.image.resize:Resize",
+    "SpecAugment": "deepseek.data.audio.spec_augment:SpecAugment",
+    "SpecMix": "deepseek.data.audio.spec_mix:SpecMix",
+    "SpeedPerturb": "deepseek.data.audio.speed:SpeedPerturb",
+    "Tokenize": "deepseek.data.tokenize:Tokenize",
+    "TrimSilence": "deepseek.data.audio.endpoint:TrimSilence",
+    "VerticalFlip": "deepseek.data.image.flip:VerticalFlip",
+    "Window": "deepseek.data.volume.window:Window",
+}
+"""The stages of a `deepseek.data.Pipeline`: the value of `name` of each in YAML."""
+
 TASKS: Mapping[str, str] = {
     "detection": "deepseek.tasks.detection:Detection",
     "image_classification": "deepseek.tasks.image_classification:ImageClassification",
