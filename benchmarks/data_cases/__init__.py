@@ -1,0 +1,1 @@
+"""What `benchmarks.data` measures, one part of the data road a file."""
