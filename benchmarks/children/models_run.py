@@ -1,7 +1,7 @@
 """One contestant of `models`: a model's forward pass, and forward and backward, timed in a process of its own.
 
 `python -m benchmarks.children.models_run CASE MODE SIDE FOLDER RESULT`; MODE is eager or compiled, SIDE ours or theirs
-(for `moe`: ours or loop). FOLDER holds the weights that both sides read. Times are in milliseconds.
+(for mixtures of experts: ours or loop). FOLDER holds the weights that both sides read. Times are in milliseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.model_cases import CASES, Case, Inputs, MoECase
+from benchmarks.model_cases import CASES, MOE_CASES, Case, Inputs, MoECase
 
 SECONDS, LEAST, MOST = 4.0, 5, 60
 """A measurement goes on for so long, with at least and at most so many calls."""
@@ -88,7 +88,7 @@ def _norm(tensors: list[Tensor]) -> Tensor:
 def main(argv: list[str]) -> None:
     """Run `CASE MODE SIDE FOLDER RESULT`."""
     name, mode, side, folder, result = argv
-    case = MoECase() if name == "moe" else CASES[name]
+    case = MOE_CASES[name] if name in MOE_CASES else CASES[name]
     Path(result).write_text(json.dumps(run(case, mode, side, Path(folder))))
 
 

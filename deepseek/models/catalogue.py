@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import deepseek.nn.grouped_linear  # noqa: F401  the operator below comes with it
+import deepseek.nn.gated_experts  # noqa: F401  the operator below comes with it
 from deepseek.config import Config, parse_yaml
 from deepseek.models.factory import build, model_config, zoo
 
@@ -108,10 +108,10 @@ def find(name: str) -> tuple[str, str, Config]:
     return name, template, config
 
 
-def _grouped_flops(x: list[int], weight: list[int], ends: list[int], **_: Any) -> int:
-    rows, inputs = x
-    return 2 * rows * inputs * weight[1]
+def _experts_flops(x: list[int], gate: list[int], *rest: list[int], **_: Any) -> int:
+    rows, d_model = x
+    return 3 * 2 * rows * d_model * gate[1]
 
 
-_OPERATORS = {torch.ops.deepseek.grouped_linear: _grouped_flops}
+_OPERATORS = {torch.ops.deepseek.gated_experts: _experts_flops}
 """Operations of our own operators, whose products torch's counter can't see."""

@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepseek.nn.gated_experts import gated_experts
 from deepseek.nn.gated_feed_forward import GatedFeedForward
-from deepseek.nn.grouped_linear import grouped_linear
 from deepseek.nn.moe_config import MoEConfig
-from deepseek.nn.router import Router, Routing
+from deepseek.nn.router import Router, Routing, expert_load
+
+MOST_PADDING = 2.0
+"""Experts are padded to one number of tokens only where that makes at most so many times the tokens."""
 
 
 class MoEStatistics(NamedTuple):
@@ -51,17 +54,23 @@ class Experts(nn.Module):
 
         `x`: (tokens, d_model), `routing` of the same tokens. At most `capacity` tokens an expert.
         """
+        chosen = routing.experts.flatten()  # choice c belongs to token c // top_k
         if capacity is not None:
-            return self._bounded(x, routing, capacity)
+            by_weight = routing.weights.detach().flatten().argsort(descending=True, stable=True)
+            order = by_weight[chosen[by_weight].argsort(stable=True)]  # by expert, and there the largest weight first
+            return self._padded(x, routing, order, capacity)
         none = torch.zeros((), dtype=torch.int64, device=x.device)
         if torch.compiler.is_exporting():
             return self._all_experts(x, routing), none
-        chosen = routing.experts.flatten()  # choice c belongs to token c // top_k
         order = chosen.argsort(stable=True)
+        if not torch.compiler.is_compiling() and _pads_well(x, self.gate):
+            largest = int(expert_load(chosen, self.gate.shape[0]).max())
+            if largest * self.gate.shape[0] <= MOST_PADDING * order.shape[0]:
+                return self._padded(x, routing, order, largest)
         ends = torch.searchsorted(chosen[order], self._numbers(x), right=True)
         rows = x.index_select(0, order // routing.experts.shape[-1])
-        gated = F.silu(grouped_linear(rows, self.gate, ends)) * grouped_linear(rows, self.up, ends)
-        return _combined(grouped_linear(gated, self.down, ends), order, routing.weights), none
+        out = gated_experts(rows, self.gate, self.up, self.down, ends)
+        return _combined(out, order, routing.weights), none
 
     def _all_experts(self, x: Tensor, routing: Routing) -> Tensor:
         """Compute every token with every expert: plain products that every runtime of exported models knows."""
@@ -70,21 +79,24 @@ class Experts(nn.Module):
         out = (gated @ self.down.mT).permute(1, 2, 0) @ weights.to(x.dtype)[..., None]
         return out[..., 0]
 
-    def _bounded(self, x: Tensor, routing: Routing, capacity: int) -> tuple[Tensor, Tensor]:
-        num_experts, d_model = self.gate.shape[0], x.shape[1]
-        chosen = routing.experts.flatten()
-        order = routing.weights.detach().flatten().argsort(descending=True, stable=True)
-        order = order[chosen[order].argsort(stable=True)]  # by expert, and there the largest weight first
-        expert = chosen[order]
+    def _padded(self, x: Tensor, routing: Routing, order: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+        """Compute the choices in `order`, sorted by expert, in a batch of `capacity` columns for each expert.
+
+        Columns that nobody needs hold the first token; nothing reads what comes of them.
+        """
+        num_experts, top_k = self.gate.shape[0], routing.experts.shape[-1]
+        expert = routing.experts.flatten()[order]
         place = torch.arange(order.shape[0], device=x.device) - torch.searchsorted(expert, expert)
-        kept = place < capacity
-        slot = torch.where(kept, expert * capacity + place, num_experts * capacity)  # the last slot is for the dropped
-        rows = x.index_select(0, order // routing.experts.shape[-1])
-        filled = x.new_zeros(num_experts * capacity + 1, d_model).index_copy(0, slot, rows)
-        batches = filled[:-1].view(num_experts, capacity, d_model)
-        gated = F.silu(batches @ self.gate.mT) * (batches @ self.up.mT)
-        out = F.pad((gated @ self.down.mT).flatten(0, 1), (0, 0, 0, 1)).index_select(0, slot)
-        return _combined(out, order, routing.weights), (~kept).sum()
+        slot = torch.where(place < capacity, expert * capacity + place, num_experts * capacity)  # the last: dropped
+        token = torch.zeros(num_experts * capacity + 1, dtype=torch.int64, device=x.device)
+        columns = x.index_select(0, token.scatter(0, slot, order // top_k)[:-1]).view(num_experts, capacity, -1).mT
+        # weight @ columns, not rows @ weight.mT: so the gradient of the weight comes out in the weight's own layout
+        gated = F.silu(self.gate @ columns) * (self.up @ columns)  # (experts, d_ff, capacity)
+        out = (self.down @ gated).mT.flatten(0, 1)
+        of_choice = torch.empty_like(slot).scatter(0, order, slot)
+        kept = (of_choice < out.shape[0]).view_as(routing.weights)
+        by_token = out.index_select(0, of_choice.clamp(max=out.shape[0] - 1)).view(*routing.weights.shape, -1)
+        return _weighted_sum(by_token, routing.weights * kept), (~kept).sum()
 
     def _numbers(self, x: Tensor) -> Tensor:
         return torch.arange(self.gate.shape[0], device=x.device)
@@ -118,7 +130,22 @@ class MoE(nn.Module):
         return math.ceil(config.capacity_factor * tokens * config.top_k / config.num_experts)
 
 
+def _pads_well(x: Tensor, weight: Tensor) -> bool:
+    """Return whether experts padded to one size, in one product, beat one product each: on a CPU in 16-bit formats.
+
+    There a small product takes less time than its call; in float32 it is the other way round (docs/log.md).
+    """
+    if x.device.type != "cpu":
+        return False
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+    return dtype in (torch.bfloat16, torch.float16)
+
+
 def _combined(out: Tensor, order: Tensor, weights: Tensor) -> Tensor:
     """Bring rows (tokens * top_k, d_model) back from `order` and add up each token's, weighted: (tokens, d_model)."""
-    by_token = torch.zeros_like(out).index_copy(0, order, out).view(*weights.shape, -1)
-    return (weights.to(out.dtype)[:, None] @ by_token)[:, 0]
+    return _weighted_sum(torch.zeros_like(out).index_copy(0, order, out).view(*weights.shape, -1), weights)
+
+
+def _weighted_sum(by_token: Tensor, weights: Tensor) -> Tensor:
+    """Return (tokens, d_model): the weighted sum over the choices of `by_token` (tokens, top_k, d_model)."""
+    return (weights.to(by_token.dtype)[:, None] @ by_token)[:, 0]

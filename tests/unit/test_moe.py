@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepseek.errors import ConfigError
-from deepseek.nn.grouped_linear import grouped_linear
+from deepseek.nn.gated_experts import gated_experts
 from deepseek.nn.moe import MoE
 from deepseek.nn.moe_config import MoEConfig
 from deepseek.nn.router import Router, Routing, expert_load, load_balancing_loss
@@ -109,15 +109,35 @@ def test_no_token_is_dropped_when_all_want_the_same_experts() -> None:
 
 
 @pytest.mark.parametrize("counts", [[3, 0, 4, 1], [0, 0, 8, 0], [8, 0, 0, 0], [0, 0, 0, 0]])
-def test_grouped_linear_is_a_linear_layer_for_each_group(counts: list[int]) -> None:
+def test_gated_experts_are_a_feed_forward_layer_for_each_group(counts: list[int]) -> None:
     x = torch.randn(sum(counts), 5, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    gate, up = (torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    down = torch.randn(4, 5, 3, dtype=torch.float64, requires_grad=True)
     ends = torch.tensor(counts).cumsum(0)
-    wanted = torch.cat([part @ weight[group].T for group, part in enumerate(x.split(counts))])
-    torch.testing.assert_close(grouped_linear(x, weight, ends), wanted)
+    groups = enumerate(x.split(counts))
+    wanted = torch.cat([(F.silu(part @ gate[i].T) * (part @ up[i].T)) @ down[i].T for i, part in groups])
+    torch.testing.assert_close(gated_experts(x, gate, up, down, ends), wanted)
     if sum(counts):
-        assert torch.autograd.gradcheck(lambda x, weight: grouped_linear(x, weight, ends), (x, weight))
-    torch.library.opcheck(torch.ops.deepseek.grouped_linear.default, (x, weight, ends))
+        weights = (x, gate, up, down)
+        assert torch.autograd.gradcheck(lambda *values: gated_experts(*values, ends), weights)
+    torch.library.opcheck(torch.ops.deepseek.gated_experts.default, (x, gate, up, down, ends))
+
+
+@pytest.mark.parametrize("spread", [0.1, 100.0])
+def test_16_bit_experts_padded_or_not_compute_the_same(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few or many rows of padding: the product of all experts at once equals one expert after the other."""
+    moe, x = mixture(), torch.randn(2, 32, 12, requires_grad=True)
+    moe.router.weight.data *= spread
+    found = []
+    for most in (0.0, 100.0):
+        monkeypatch.setattr("deepseek.nn.moe.MOST_PADDING", most)
+        with torch.autocast("cpu", torch.bfloat16):
+            out, statistics = moe(x)
+        assert int(statistics.dropped) == 0
+        gradients = torch.autograd.grad(out.float().square().sum(), [x, *moe.experts.parameters()])
+        found.append((out.detach().float(), *gradients))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02 * float(one.abs().max()))
 
 
 def test_capacity_leaves_out_the_least_weights_and_counts_them() -> None:
