@@ -109,6 +109,7 @@ class DeepSeekMoE(GenerationMixin, PretrainedMixin, nn.Module):
     """Token ids to next-token logits."""
 
     config: DeepSeekMoEConfig
+    expert_load: Tensor | None
 
     def __init__(self, config: DeepSeekMoEConfig) -> None:
         super().__init__()
@@ -121,6 +122,11 @@ class DeepSeekMoE(GenerationMixin, PretrainedMixin, nn.Module):
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.token_embedding.weight
+        if config.moe.correction_bias and self.has_mixture:
+            shape = (config.num_layers - config.num_dense_layers, config.moe.num_experts)
+            self.register_buffer("expert_load", torch.zeros(shape, dtype=torch.int64), persistent=False)
+        else:
+            self.expert_load = None
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -155,6 +161,7 @@ class DeepSeekMoE(GenerationMixin, PretrainedMixin, nn.Module):
     def forward_balanced(self, input_ids: Tensor, document_ids: Tensor | None = None) -> BalancedFeatures:
         """Return `forward_features` together with the auxiliary loss and the load of the experts, for training.
 
+        In training mode a model with `moe.correction_bias` also adds the load up, for `after_step`.
         Raises ModelError for a model whose blocks are all dense.
         """
         features, mixed = self._run(input_ids, document_ids, None)
@@ -166,7 +173,17 @@ class DeepSeekMoE(GenerationMixin, PretrainedMixin, nn.Module):
         losses = torch.stack([load_balancing_loss(layer.routing) for layer in mixed])
         load = torch.stack([expert_load(layer.routing.experts, self.config.moe.num_experts) for layer in mixed])
         dropped = torch.stack([layer.dropped for layer in mixed])
+        if self.training and self.expert_load is not None:
+            self.expert_load += load
         return BalancedFeatures(features, losses.mean(), load, dropped.sum())
+
+    def after_step(self) -> None:
+        """Move the bias of each expert by the load since the last call, over all processes; the trainer calls this."""
+        if self.expert_load is not None:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(self.expert_load)
+            self.update_correction_bias(self.expert_load, self.config.moe.correction_rate)
+            self.expert_load.zero_()
 
     def update_correction_bias(self, load: Tensor, rate: float = 1e-3) -> None:
         """Balance without an auxiliary loss: after a training step, move each expert's bias against its load.

@@ -36,6 +36,8 @@ class MoEConfig(Config):
     """Factor on the weights of the routed experts."""
     correction_bias: bool = False
     """Add a bias for each expert to the scores for the choice alone: balance without an auxiliary loss."""
+    correction_rate: float = Field(default=1e-3, ge=0)
+    """How far that bias moves after each training step: up for experts below the mean load, down for those above."""
     capacity_factor: float | None = Field(default=None, gt=0)
     """Most tokens of an expert in training, in multiples of its equal share; beyond it the choices of least weight are
     left out and counted. Null: no limit, nothing is left out. Evaluation has no limit."""

@@ -67,7 +67,7 @@ class LanguageModeling:
         documents = {"document_ids": batch["document_ids"]} if "document_ids" in batch else {}
         if not _has_features(type(model)):
             return cross_entropy_sum(model(input_ids, **documents).flatten(0, 1), labels)
-        if model.training and self.balance_weight > 0 and getattr(model, "has_mixture", False):
+        if model.training and getattr(model, "has_mixture", False):
             features, balance = cast(HasMixture, model).forward_balanced(input_ids, **documents)[:2]
             extra = self.balance_weight * balance * (labels != IGNORE).sum()
             return self._from_features(cast(HasFeatures, model), features, labels) + extra

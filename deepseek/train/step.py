@@ -33,8 +33,15 @@ class StepResult(NamedTuple):
     skipped: bool
 
 
+def _nothing() -> None:
+    """What most models do after a step."""
+
+
 class TrainStep:
-    """Model, task and optimizer bound together; call it with the micro-batches of one step."""
+    """Model, task and optimizer bound together; call it with the micro-batches of one step.
+
+    A model with a method `after_step()` has it called after each update, as a mixture of experts that keeps its balance.
+    """
 
     def __init__(
         self,
@@ -57,6 +64,7 @@ class TrainStep:
         self.bad_steps = 0
         self.empty_steps = 0
         self._on_cpu = precision.device.type == "cpu"
+        self._after_step: Callable[[], None] = getattr(model, "after_step", _nothing)
 
     def __call__(self, batches: Sequence[Any]) -> StepResult:
         """Do one step on its micro-batches.
@@ -81,6 +89,8 @@ class TrainStep:
             self.scaler.update()
         else:
             self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+        if good:
+            self._after_step()
         self.optimizer.zero_grad(set_to_none=True)
         self.bad_steps = 0 if good else self.bad_steps + 1
         if self.bad_steps >= MAX_BAD_STEPS and (self.scaler is None or self.scaler.get_scale() < 1):

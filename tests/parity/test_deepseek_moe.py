@@ -105,6 +105,16 @@ def test_v3_is_theirs(kind: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "deepseek_v3"
 
 
+def test_the_bias_on_the_choice_stays_in_float32(tmp_path: Path) -> None:
+    v3("grouped").save_pretrained(tmp_path)
+    full, short = (DeepSeekMoE.from_pretrained(tmp_path, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    for name, value in short.named_buffers():
+        if name.endswith("correction_bias"):
+            assert torch.equal(value, full.get_buffer(name))
+    assert short.token_embedding.weight.dtype == torch.bfloat16
+    assert short(torch.randint(71, (1, 9))).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("make", [lambda: v2("grouped"), lambda: v3("grouped")], ids=["v2", "v3"])
 def test_greedy_text_is_theirs(make: Any, tmp_path: Path) -> None:
     theirs = make()

@@ -179,6 +179,19 @@ def test_balanced_features_count_and_correct() -> None:
         assert block.feed_forward.router.correction_bias.tolist() == wanted
 
 
+def test_the_bias_follows_the_load_of_all_micro_batches() -> None:
+    model = toy("deepseek_moe", num_layers=3).train()
+    assert isinstance(model, DeepSeekMoE) and "expert_load" not in model.state_dict()
+    loads = [model.forward_balanced(torch.randint(96, (2, 10))).load for _ in range(2)]
+    model.after_step()
+    for block, load in zip(list(model.blocks)[1:], sum(loads), strict=True):
+        wanted = 1e-3 * torch.sign(load.float().mean() - load)
+        torch.testing.assert_close(block.feed_forward.router.correction_bias, wanted)
+    assert model.expert_load is not None and int(model.expert_load.sum()) == 0
+    model.eval().forward_balanced(torch.randint(96, (2, 10)))
+    assert int(model.expert_load.sum()) == 0  # evaluation does not count
+
+
 def test_balance_that_the_model_lacks_is_refused() -> None:
     with pytest.raises(ModelError, match="no mixture of experts"):
         toy("deepseek_moe", num_dense_layers=2).forward_balanced(torch.zeros(1, 2, dtype=torch.int64))

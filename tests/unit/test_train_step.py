@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.errors import DataError, NonFiniteLossError
+from deepseek.models import build
 from deepseek.optim.precision import Precision
 from deepseek.tasks.language_modeling import LanguageModeling
 from deepseek.tasks.supervised import Supervised
@@ -200,3 +202,17 @@ def test_supervised_batches_accumulate_to_one_large_batch() -> None:
         results.append(weights(model))
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], atol=1e-6, rtol=0)
+
+
+def test_a_step_moves_the_bias_of_a_mixture_of_experts_and_a_bad_one_does_not() -> None:
+    model = build(Path(__file__).parent.parent / "toys" / "deepseek_moe.yaml").train()
+    step, ids = make_step(model), torch.randint(96, (2, 13))
+    batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
+    biases = [value for name, value in model.named_buffers() if name.endswith("correction_bias")]
+    step([batch, batch])
+    moved = torch.stack(biases).clone()
+    assert bool(moved.any())
+    torch.testing.assert_close(moved, 1e-3 * moved.sign())
+    step.loss_sum = lambda model, batch: LanguageModeling().loss_sum(model, batch) * math.nan
+    assert step([batch]).skipped
+    torch.testing.assert_close(torch.stack(biases), moved)

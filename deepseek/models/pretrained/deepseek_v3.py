@@ -55,5 +55,6 @@ FAMILY = Family(
     rules=latent_rules,
     ignored=(r"\.rotary_emb\.inv_freq$", r"^model\.layers\.61\."),
     base_prefix="model.",
+    keep_float32=("router.correction_bias",),
 )
 """How DeepSeek V3 checkpoints map to DeepSeekMoE."""

@@ -78,7 +78,8 @@ def fill(
     _start_anew(model, [names for names, _ in plan.fresh], dtype)
     for names, source, target in plan.sources:
         tensor = to_ours(source, checkpoint.read, target.shape)
-        _place(model, names, target, tensor.to(device, dtype if target.is_floating_point() else target.dtype))
+        kept = not target.is_floating_point() or names[0].endswith(family.keep_float32)
+        _place(model, names, target, tensor.to(device, target.dtype if kept else dtype))
     checkpoint.close()
     model.to(device)  # what is started anew, and buffers that no file holds
     if unexpected:

@@ -45,5 +45,7 @@ class Family:
     position indices) or is left out on purpose; all else that is not used is named in a warning."""
     base_prefix: str = ""
     """Prefix that their names have or lack depending on the class that saved them ("bert.", "transformer.")."""
+    keep_float32: tuple[str, ...] = ()
+    """Ends of our names that stay in float32 whatever number format the weights are loaded in."""
     heads: tuple[str, ...] = ()
     """Prefixes of our names that may be started anew, with a warning, where they are missing or of another size."""
