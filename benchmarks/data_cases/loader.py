@@ -1,7 +1,7 @@
 """Small samples per second through worker processes: what the loader itself costs.
 
-Ours is `DistributedDataset`; the peer is torch's DataLoader with persistent workers and `prefetch_factor` 4, on the same
-dataset, in the same batch size. Both join samples by the same function. Items are samples.
+Ours is `DistributedDataset`; the peer is torch's DataLoader with persistent workers and `prefetch_factor` 4, on the
+same dataset, in the same batch size. Both join samples by the same function. Items are samples.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ its memory, since reading a row touches no reference count of the others.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -16,12 +17,13 @@ class StringColumn:
     """A read-only sequence of strings. Lone surrogates, as file names may have, are kept."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        data, ends = bytearray(), [0]
+        data, ends = bytearray(), array("q", [0])
         for value in values:
             data += value.encode("utf-8", "surrogatepass")
             ends.append(len(data))
-        self._data: NDArray[np.uint8] = np.frombuffer(bytes(data), dtype=np.uint8)
-        self._ends: NDArray[np.int64] = np.array(ends, dtype=np.int64)
+        self._data: NDArray[np.uint8] = np.frombuffer(data, dtype=np.uint8)
+        self._ends: NDArray[np.int64] = np.frombuffer(ends, dtype=np.int64)
+        self._data.flags.writeable = self._ends.flags.writeable = False
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -34,3 +36,8 @@ class StringColumn:
 
     def __iter__(self) -> Iterator[str]:
         return (self[row] for row in range(len(self)))
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the two arrays, in bytes."""
+        return self._data.nbytes + self._ends.nbytes

@@ -7,9 +7,8 @@ wherever it is. Not here: what a sample holds (`packing`), and devices.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-import queue
-import threading
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -18,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepseek.data.packing import keyed_order
+from deepseek.data.loaders.ahead import Ahead
+from deepseek.data.loaders.orders import EpochOrders, shuffled
 from deepseek.errors import ConfigError, DataError
-
-_BATCHES = 3
 
 
 class BatchSource(Protocol):
@@ -76,7 +74,7 @@ class Loader:
         self.world_size = world_size
         self.prefetch = prefetch
         self.position = 0
-        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._orders = EpochOrders(functools.partial(shuffled, len(dataset), seed))
         samples, together = len(dataset), batch_size * world_size
         left = samples % together
         self._length = samples // together + (1 if not drop_last and left >= world_size else 0)
@@ -129,7 +127,7 @@ class Loader:
                 self.position = position + 1
                 yield batch
             return
-        with contextlib.closing(_Ahead(self, position, stop)) as ahead:
+        with contextlib.closing(Ahead(self._make, position, stop, self.prefetch)) as ahead:
             for position in positions:
                 batch = ahead.get()
                 self.position = position + 1
@@ -146,48 +144,4 @@ class Loader:
     def _order(self, epoch: int, begin: int, end: int) -> NDArray[np.int64]:
         if not self.shuffle:
             return np.arange(begin, end)
-        order = self._orders.get(epoch)
-        if order is None:
-            order = keyed_order(len(self.dataset), self.seed, epoch, _BATCHES)
-            last = dict(list(self._orders.items())[-1:])
-            self._orders = {**last, epoch: order}
-        return order[begin:end]
-
-
-class _Ahead:
-    """Makes batches in a thread, in order, at most `prefetch` ahead; an error takes the place of its batch."""
-
-    def __init__(self, loader: Loader, position: int, stop: int | None) -> None:
-        self._ready: queue.Queue[dict[str, Tensor] | BaseException] = queue.Queue(loader.prefetch)
-        self._closed = threading.Event()
-        arguments = (loader, position, stop, self._ready, self._closed)
-        self._thread = threading.Thread(target=_make_ahead, args=arguments, name="deepseek-loader", daemon=True)
-        self._thread.start()
-
-    def get(self) -> dict[str, Tensor]:
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def close(self) -> None:
-        self._closed.set()
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                self._ready.get(timeout=0.01)
-
-
-def _make_ahead(
-    loader: Loader,
-    position: int,
-    stop: int | None,
-    ready: queue.Queue[dict[str, Tensor] | BaseException],
-    closed: threading.Event,
-) -> None:
-    while not closed.is_set() and (stop is None or position < stop):
-        try:
-            ready.put(loader._make(position))
-        except BaseException as error:
-            ready.put(error)
-            return
-        position += 1
+        return self._orders(epoch)[begin:end]

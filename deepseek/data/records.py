@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, get_args
 
-from deepseek.data.record_forms import RECORD_FORMS, BadRecord, parse_line
+from deepseek.data.record_forms import RECORD_FORMS, BadRecord, parse_line, plain_text
 from deepseek.data.record_forms import Message as Message
 from deepseek.data.sources import binary_format, is_jsonl, list_files, refuse_binary_file
 from deepseek.errors import ConfigError, DataError
@@ -157,27 +157,87 @@ def _read_jsonl(
         _reject(str(path), BadRecord("not plain text", form), on_error, report)
         return
     handle.seek(3 if start.startswith(codecs.BOM_UTF8) else 0)
-    before, number = report.bytes_read, 0
-    while line := handle.readline(max_line + 1):
-        number += 1
-        record = None
-        try:
-            if len(line) > max_line and not line.endswith(b"\n"):
-                while (rest := handle.readline(_BLOCK)) and not rest.endswith(b"\n"):
-                    pass
-                raise BadRecord("line too long", f"more than {max_line} bytes")
-            record = parse_line(line) if line.strip() else None
-        except BadRecord as bad:
-            _reject(f"{path}:{number}", bad, on_error, report)
+    before, number, name = report.bytes_read, 0, str(path)
+    for block in _line_blocks(handle, max_line):
         report.bytes_read = before + handle.tell()
-        if record is None:
-            continue
-        if record.messages is None and not record.text.strip():
-            report.empty += 1
-            continue
-        report.documents += 1
-        report.characters += len(record.text) + sum(len(message.content) for message in record.messages or ())
-        yield Document(record.text, str(path), number, record.messages)
+        documents: list[Document] = []
+        for line, text in _lines(block):
+            number += 1
+            try:
+                document = _document(line, text, name, number, max_line, report)
+            except BadRecord as bad:
+                if on_error == "raise":
+                    yield from _counted(documents, report)
+                _reject(f"{path}:{number}", bad, on_error, report)
+                continue
+            if document is not None:
+                documents.append(document)
+        yield from _counted(documents, report)
+
+
+def _line_blocks(handle: IO[bytes], max_line: int) -> Iterator[bytes]:
+    """Yield the rest of a file as whole lines, about a mebibyte of them at a time.
+
+    Of a line that is too long only its first `max_line + 1` bytes come, in a block of their own.
+    """
+    held = b""
+    while block := handle.read(_BLOCK):
+        held = held + block if held else block
+        end = held.rfind(b"\n") + 1
+        if end:
+            yield held[:end]
+            held = held[end:]
+        if len(held) > max_line:
+            yield held[: max_line + 1]
+            held = _after_line(handle)
+    if held:
+        yield held
+
+
+def _after_line(handle: IO[bytes]) -> bytes:
+    """Read on to the end of a line; return what was read of the next ones."""
+    while block := handle.read(_BLOCK):
+        end = block.find(b"\n") + 1
+        if end:
+            return block[end:]
+    return b""
+
+
+def _lines(block: bytes) -> Iterator[tuple[bytes, str | None]]:
+    """Yield each line without its end, and its text; None where the block must be looked at line by line."""
+    lines = block.removesuffix(b"\n").split(b"\n")
+    try:
+        texts = None if b"\0" in block else block.decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError:
+        texts = None
+    return zip(lines, texts, strict=True) if texts is not None else ((line, None) for line in lines)
+
+
+def _document(
+    line: bytes, text: str | None, name: str, number: int, max_line: int, report: ReadReport
+) -> Document | None:
+    """Return the document of a line, None for a blank one. Raises BadRecord."""
+    if len(line) > max_line:
+        raise BadRecord("line too long", f"more than {max_line} bytes")
+    content = plain_text(text) if text is not None else None
+    messages = None
+    if content is None:
+        if not line.strip():
+            return None
+        content, messages = parse_line(line)
+    if messages is None and (not content or content.isspace()):
+        report.empty += 1
+        return None
+    return Document(content, name, number, messages)
+
+
+def _counted(documents: list[Document], report: ReadReport) -> list[Document]:
+    report.documents += len(documents)
+    for document in documents:
+        report.characters += len(document.text)
+        if document.messages:
+            report.characters += sum(len(message.content) for message in document.messages)
+    return documents
 
 
 def _read_text(path: Path, handle: IO[bytes], on_error: OnError, report: ReadReport) -> Iterator[Document]:

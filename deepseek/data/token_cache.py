@@ -252,7 +252,9 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
     size = 0
     for document in documents:
         batch.append(document)
-        size += 64 + len(document.text) + sum(len(message.content) for message in document.messages or ())
+        size += 64 + len(document.text)
+        if document.messages:
+            size += sum(len(message.content) for message in document.messages)
         if size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -289,17 +291,17 @@ class _Writer:
         chats = iter(self._tokenizer.encode_chats([item.messages for item in documents if item.messages is not None]))
         ids: list[int] = []
         unlearned: list[tuple[int, list[bool]]] = []
-        start = self._written
+        start, eos_id = self._written, self._tokenizer.eos_id
         for document in documents:
             if document.messages is None:
                 ids += next(plain)
                 if document.continues:
                     continue
-                ids.append(self._tokenizer.eos_id)
+                ids.append(eos_id)
             else:
                 chat, learned = next(chats)
                 unlearned.append((len(ids), [*learned, False]))
-                ids += [*chat, self._tokenizer.eos_id]
+                ids += [*chat, eos_id]
             self.offsets.append(start + len(ids))
         if unlearned or self._loss is not None:
             self._add_loss(len(ids), unlearned)

@@ -1,8 +1,8 @@
-"""A byte-level BPE tokenizer with a chat template, in one `tokenizer.json` that Hugging Face `tokenizers` reads too.
+"""Text to token ids and back: a byte-level BPE tokenizer of our own kind, and those of others out of `tokenizer.json`.
 
-Lossless: every byte has a token, nothing is normalised, and special tokens are never read out of a user's text.
-The file carries the chat template: its post-processor is the template of a prompt and its response, and `load`
-refuses a file whose template this code does not know. Not here: other kinds of tokenizer.
+Our kind is lossless: every byte has a token, nothing is normalised. Special tokens are never read out of a user's
+text unless a call names them. A tokenizer is one JSON text, its chat template in it, that a bundle keeps. Not here:
+how it is learned (`tokenizer_training`), how text is cut (`pretokenize`), how templates run (`chat_template`).
 
 Source: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; bytes as in GPT-2 (Radford et al. 2019).
 """
@@ -10,186 +10,302 @@ Source: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; bytes as in GPT-
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import hashlib
 import itertools
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken
 
 import deepseek.files as files
+from deepseek.data import tokenizer_format as form
+from deepseek.data.pretokenize import WORD, Pattern, batches, checked
 from deepseek.data.record_forms import Message
-from deepseek.data.records import cut_point
+from deepseek.data.special_tokens import Segment, Special, split_specials
+from deepseek.data.tokenizer_folder import read_folder, read_text, write_folder
+from deepseek.data.tokenizer_format import (
+    ASSISTANT,
+    END,
+    END_OF_TEXT,
+    MIN_VOCAB_SIZE,
+    SPECIAL_TOKENS,
+    SYSTEM,
+    USER,
+    Settings,
+)
+from deepseek.data.tokenizer_training import MAX_VOCAB_SIZE, TrainingProgress, sample_texts, train_json
 from deepseek.errors import TokenizerError
 
-END_OF_TEXT, SYSTEM, USER, ASSISTANT, END = "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
-SPECIAL_TOKENS = (END_OF_TEXT, SYSTEM, USER, ASSISTANT, END)
-MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
-MAX_VOCAB_SIZE = 1 << 20
-
-# As GPT-2 splits text, with marks kept on their letters, and no part longer than 64 characters (3 for digits):
-# the cost of a part grows faster than its length, and a megabyte without a space must stay linear.
-_PATTERN = (
-    r"'(?:[sdmt]|ll|ve|re)| ?[\p{L}\p{M}]{1,64}| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]{1,64}|\s{1,64}(?!\S)|\s{1,64}"
-)
-# White space and the word after it. No token of the pattern reaches from a word into the white space after it, so
-# the ids of a text are those of these parts one after the other, and parts met before need no second look.
-_WHITE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_WORD = re.compile(f"[{_WHITE}]*[^{_WHITE}]+|[{_WHITE}]+")
-_MAX_KNOWN_WORDS = 1 << 17
-_MAX_KNOWN_LENGTH = 64
+__all__ = ["MAX_VOCAB_SIZE", "MIN_VOCAB_SIZE", "SPECIAL_TOKENS", "TokenStream", "Tokenizer"]
 
 _ROLE_TOKENS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
-_MAX_FILE_BYTES = 256 * 1024 * 1024
-_PIECE = 1 << 16  # characters encoded in one call of the library; its intermediate form takes about 100 bytes a token
-_BATCH = 1 << 20  # characters encoded at a time over all cores
+_OWN_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}{% else %}{{ message['content'] + '<|end|>'"
+    " }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+_MAX_KNOWN_WORDS = 1 << 17
+_MAX_KNOWN_LENGTH = 64
+_MAX_DEPTH = 8
+_LONG_WORDS = 16  # characters: text whose words are longer on average has few that come again
+
+Allowed = Collection[str] | Literal["all"]
+Chat = Sequence[Message | Mapping[str, Any]]
 
 
 class Tokenizer:
-    """Text to token ids and back. Make one with `train` or `load`.
+    """Text to token ids and back. Make one with `train`, `load` or `from_pretrained`.
 
-    `decode(encode(text)) == text` for every text. Ids are 0 to `vocab_size - 1`; the special tokens come first.
-    Chat template: `<|user|>text<|end|><|assistant|>text<|end|>`, with no white space added.
+    Ids are 0 to `vocab_size - 1`. Where `lossless` holds, as it does for every tokenizer that `train` makes,
+    `decode(encode(text)) == text` for every text. Lone surrogates, which are no text, are refused.
+    Our own chat template: `<|user|>text<|end|><|assistant|>text<|end|>`, with no white space added.
     """
 
     def __init__(self, text: str) -> None:
         """Read the JSON that `to_json` gives. Raises TokenizerError."""
         self._json = text
-        self._library = _parse(text)
+        library_text, self._settings = form.split_settings(text)
+        if self._settings.own:
+            self._library, self.lossless = form.parse_own(library_text), True
+            self._bytes = form.own_token_bytes(self._library)
+        else:
+            self._library, self.lossless = form.parse_other(library_text)
+            self._bytes = form.other_token_bytes(self._library)
         self._library.encode_special_tokens = True
-        self._bytes = _token_bytes(self._library)
+        self._later = _without_prefix(self._library, "first")
+        added = self._library.get_added_tokens_decoder()
+        self._special = {token.content: index for index, token in sorted(added.items()) if token.special}
+        self._specials = [Special(one.content, one.lstrip, one.rstrip) for one in added.values() if one.special]
+        self._unspoken = frozenset(self._special.values()) - form.unknown_ids(self._library, self._settings)
         self._known: dict[str, list[int]] = {}
         self.vocab_size: int = len(self._bytes)
         self.sha256: str = hashlib.sha256(text.encode("utf-8")).hexdigest()
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int = 32768, *, allow_smaller: bool = False) -> Self:
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int = 32768,
+        *,
+        allow_smaller: bool = False,
+        pattern: Pattern = "han",
+        sample_bytes: int | None = None,
+        seed: int = 0,
+        progress: TrainingProgress | None = None,
+    ) -> Self:
         """Learn `vocab_size` tokens from `texts`, always the same ones from the same texts.
+
+        `pattern` says where text is cut before merging (see `deepseek.data.pretokenize`). With `sample_bytes` the
+        tokens are learned from a uniform sample of the texts, drawn by `seed` and held in memory, of at most so many
+        bytes; `progress(bytes_read, bytes_kept)` is called while it is drawn.
 
         A token must occur at least twice. Raises TokenizerError when the texts can't give that many, unless
         `allow_smaller`, when `vocab_size` is below 261 (256 bytes and 5 special tokens), and without any text.
         """
-        if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
-            raise TokenizerError(
-                "vocab_size is out of range", found=vocab_size, wanted=f"{MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE}"
-            )
-        library = _assemble()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=2,
-            special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        library.train_from_iterator(_training_pieces(texts), trainer)
-        trained = library.get_vocab_size()
-        if trained < vocab_size and not allow_smaller:
-            raise TokenizerError(
-                "the text is too small for this vocabulary",
-                found=f"at most {trained} tokens that occur twice",
-                wanted=f"vocab_size = {vocab_size}",
-                fix=f"set vocab_size to {trained} or less, or train on more text",
-            )
-        return cls(library.to_str(pretty=True))
+        if sample_bytes is not None:
+            texts = sample_texts(texts, sample_bytes, seed, progress)
+        return cls(train_json(texts, vocab_size, pattern, allow_smaller=allow_smaller))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a `tokenizer.json` that `save` wrote. Raises TokenizerError for any other file."""
         path = Path(path)
-        try:
-            if path.stat().st_size > _MAX_FILE_BYTES:
-                raise TokenizerError(f"{path} is too large for a tokenizer", wanted=f"at most {_MAX_FILE_BYTES} bytes")
-            text = path.read_bytes().decode("utf-8")
-        except OSError as error:
-            raise TokenizerError(f"can't read the tokenizer {path}", found=error.strerror) from None
-        except UnicodeDecodeError:
-            raise TokenizerError(f"{path} is not a tokenizer", found="bytes that are not UTF-8") from None
+        text = read_text(path)
         try:
             return cls(text)
         except TokenizerError as error:
-            raise TokenizerError(
-                f"{path}: {error.problem}", found=error.found, wanted=error.wanted, fix=error.fix
-            ) from None
+            raise _of_file(path, error) from None
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Read a folder in the Hugging Face layout, or its `tokenizer.json`; nothing is downloaded.
+
+        Byte-level BPE, WordPiece, Unigram and SentencePiece BPE give the ids that transformers gives; what of them
+        does not keep every text has `lossless` False. Raises TokenizerError for a folder without a tokenizer.json,
+        or one that the `tokenizers` library can't use, and for a chat template outside the safe subset.
+        """
+        path = Path(path)
+        text, settings, further = read_folder(path)
+        try:
+            template = settings.chat_template
+            if form.split_settings(text)[1] != Settings() or _is_own(text):
+                made = cls(text)
+                template = None if template == made.chat_template else template
+            else:
+                library, _ = form.parse_other(text)
+                library.add_special_tokens(_missing(library, [*settings.tokens.values(), *further]))
+                made = cls(form.join_settings(library.to_str(), settings))
+            return made if template is None else made.with_chat_template(template)
+        except TokenizerError as error:
+            raise _of_file(path, error) from None
 
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json`, atomically; its SHA-256 is `sha256`. Raises StorageError."""
         files.write_text(Path(path), self._json)
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the Hugging Face layout, which `from_pretrained` and transformers' AutoTokenizer read.
+
+        `tokenizer.json`, `tokenizer_config.json` with the chat template, `special_tokens_map.json`.
+        Raises StorageError.
+        """
+        settings = dataclasses.replace(self._settings, chat_template=self.chat_template)
+        if self._settings.own:
+            settings = dataclasses.replace(settings, tokens={"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT})
+        named = set(settings.tokens.values())
+        additional = [name for name in self._special if name not in named]
+        library, _ = form.split_settings(self._json)
+        write_folder(Path(folder), library, settings, additional)
+
     def to_json(self) -> str:
         """Return the text of `tokenizer.json`."""
         return self._json
 
+    def with_special_tokens(self, tokens: Sequence[str]) -> Self:
+        """Return the tokenizer with further special tokens, their ids after all others. Raises TokenizerError."""
+        for token in tokens:
+            if not checked(token) or token in self._library.get_vocab(with_added_tokens=True):
+                raise TokenizerError("not a new special token", found=repr(token), wanted="text that is no token yet")
+        text, settings = form.split_settings(self._json)
+        library = tokenizers.Tokenizer.from_str(text)
+        library.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+        return type(self)(form.join_settings(library.to_str(pretty=True), settings))
+
+    def with_chat_template(self, template: str) -> Self:
+        """Return the tokenizer with a Jinja chat template, kept in its JSON. Raises TokenizerError.
+
+        The template is of the form of Hugging Face's, within a safe subset (see `deepseek.data.chat_sandbox`).
+        """
+        from deepseek.data.chat_template import check_template
+
+        check_template(template)
+        text, settings = form.split_settings(self._json)
+        return type(self)(form.join_settings(text, dataclasses.replace(settings, chat_template=template)))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of a chat; None where an imported tokenizer has none."""
+        own = _OWN_TEMPLATE if self._settings.own else None
+        return own if self._settings.chat_template is None else self._settings.chat_template
+
     @property
     def special_tokens(self) -> dict[str, int]:
         """The special tokens with their ids."""
-        return {token: index for index, token in enumerate(SPECIAL_TOKENS)}
+        return dict(self._special)
 
     @property
     def eos_id(self) -> int:
-        """The id of <|endoftext|>, which ends every document."""
-        return SPECIAL_TOKENS.index(END_OF_TEXT)
+        """The id that ends every document: <|endoftext|>, or an imported tokenizer's eos or sep token."""
+        return 0 if self._settings.own else self._role_id("eos_token", "sep_token")
 
     @property
     def pad_id(self) -> int:
-        """The id that fills short sequences: <|endoftext|>, always without loss."""
-        return self.eos_id
+        """The id that fills short sequences, always without loss: <|endoftext|>, or an imported pad or eos token."""
+        return 0 if self._settings.own else self._role_id("pad_token", "eos_token", "sep_token")
 
     @property
     def end_id(self) -> int:
-        """The id of <|end|>, which ends every message of a chat."""
-        return SPECIAL_TOKENS.index(END)
+        """The id that ends every message of a chat: <|end|>, or an imported tokenizer's eos token."""
+        return SPECIAL_TOKENS.index(END) if self._settings.own else self.eos_id
 
     @property
     def byte_lengths(self) -> NDArray[np.int64]:
         """(vocab_size,) int64: bytes of UTF-8 text that each token stands for; 0 for special tokens."""
         return np.array([len(value) for value in self._bytes], dtype=np.int64)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, without any special token. Raises TokenizerError for lone surrogates."""
-        return self.encode_batch([text])[0]
+    def encode(self, text: str, *, allowed_special: Allowed = (), add_special_tokens: bool = False) -> list[int]:
+        """Return the ids of `text`; special tokens in it are text but for those in `allowed_special` ("all": any).
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, worked out on all cores, at most 1 MiB of text at a time."""
-        encoded: list[list[int]] = [[] for _ in texts]
-        for batch in _batches(texts):
-            for owner, ids in zip(
-                (owner for owner, _ in batch), self._encode([piece for _, piece in batch]), strict=True
-            ):
-                encoded[owner] += ids
+        With `add_special_tokens` come those an imported tokenizer sets around a text, such as [CLS] (ours sets none).
+        Raises TokenizerError for lone surrogates and for a name that is no special token.
+        """
+        return self.encode_batch([text], allowed_special=allowed_special, add_special_tokens=add_special_tokens)[0]
+
+    def encode_batch(
+        self, texts: Sequence[str], *, allowed_special: Allowed = (), add_special_tokens: bool = False
+    ) -> list[list[int]]:
+        """Return the ids of each text as `encode` does, worked out on all cores, at most 1 MiB of text at a time."""
+        if allowed_special:
+            allowed = self._allowed(allowed_special)
+            parts = [[Segment(*part[:2]) for part in split_specials(checked(text), allowed)] for text in texts]
+            encoded = [ids for ids, _ in self._encode_segments(parts)]
+        else:
+            encoded = self._encode_texts(texts, self._library)
+        if add_special_tokens:
+            before, after = self._around()
+            encoded = [[*before, *ids, *after] for ids in encoded]
         return encoded
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def _encode_texts(self, texts: Sequence[str], library: tokenizers.Tokenizer) -> list[list[int]]:
+        own = self._settings.own
+        encoded: list[list[int]] = [[] for _ in texts]
+        for owners, parts in batches(texts, cut=own):
+            found = self._encode_own(parts) if own else self._encode_other(parts, library)
+            for owner, ids in zip(owners, found, strict=True):
+                if encoded[owner]:
+                    encoded[owner] += ids
+                else:
+                    encoded[owner] = ids
+        return encoded
+
+    def _encode_own(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text; words met before come from memory, others from the library, once each."""
         if len(self._known) > _MAX_KNOWN_WORDS:
             self._known = {}  # another thread may still be reading the old one
         known = self._known
-        words = [_WORD.findall(text) for text in texts]
-        missing = list(dict.fromkeys(word for text in words for word in text if word not in known))
-        encodings = self._library.encode_batch_fast(missing, add_special_tokens=False)
-        found = {word: encoding.ids for word, encoding in zip(missing, encodings, strict=True)}
+        words = [WORD.findall(text) for text in texts]
+        for place, text in enumerate(texts):
+            if len(text) > _LONG_WORDS * len(words[place]):
+                words[place] = [text]
+        missing = list({word: None for text in words for word in text if word not in known})
+        found = dict(zip(missing, _ids(self._library, missing), strict=True))
         known.update((word, ids) for word, ids in found.items() if len(word) <= _MAX_KNOWN_LENGTH)
         encoded = []
-        for text in words:
+        for text_words in words:
             ids: list[int] = []
-            for word in text:
+            for word in text_words:
                 ids += known.get(word) or found[word]
             encoded.append(ids)
         return encoded
 
+    def _encode_other(self, texts: list[str], library: tokenizers.Tokenizer, depth: int = 0) -> list[list[int]]:
+        """Return the ids of each text; a special token that the model itself makes out of text is broken up."""
+        encoded = _ids(library, texts)
+        for place, ids in enumerate(encoded):
+            if not self._unspoken.isdisjoint(ids):
+                encoded[place] = self._encode_broken(texts[place], library, depth)
+        return encoded
+
+    def _encode_broken(self, text: str, library: tokenizers.Tokenizer, depth: int) -> list[int]:
+        """Return the ids of a text that is cut inside whatever the model takes for a special token."""
+        encoding = library.encode(text, add_special_tokens=False)
+        spans = [span for index, span in zip(encoding.ids, encoding.offsets, strict=True) if index in self._unspoken]
+        if depth == _MAX_DEPTH or any(end - begin < 2 for begin, end in spans):
+            raise TokenizerError(
+                "the tokenizer makes a special token out of plain text",
+                found=f"{text[slice(*spans[0])]!r:.80} at character {spans[0][0]}",
+                fix="leave it out of the text, or allow it with allowed_special",
+            )
+        cuts = [0, *(begin + 1 for begin, _ in spans), len(text)]
+        parts = [text[begin:end] for begin, end in itertools.pairwise(cuts)]
+        inside = _without_prefix(library, "first", "always")
+        rest = self._encode_other(parts[1:], inside, depth + 1)
+        return [*self._encode_other(parts[:1], library, depth + 1)[0], *itertools.chain.from_iterable(rest)]
+
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises TokenizerError for an unknown id."""
-        if skip_special_tokens:
-            return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
-        names = [name.encode() for name in SPECIAL_TOKENS]
-        return b"".join(names[index] if 0 <= index < len(names) else self.token_bytes(index) for index in ids).decode(
-            "utf-8", errors="replace"
-        )
+        ids = list(ids)
+        if not self.lossless:
+            for index in ids:
+                self.token_bytes(index)
+            return self._library.decode(ids, skip_special_tokens=skip_special_tokens)
+        names = {} if skip_special_tokens else {index: name.encode() for name, index in self._special.items()}
+        return b"".join([names.get(index) or self.token_bytes(index) for index in ids]).decode("utf-8", "replace")
 
     def token_bytes(self, index: int) -> bytes:
         """Return the bytes that one id stands for; none for a special token. Raises TokenizerError."""
@@ -198,19 +314,36 @@ class Tokenizer:
         return self._bytes[index]
 
     def encode_chat(
-        self, messages: Sequence[Message | Mapping[str, str]], add_generation_prompt: bool = True
+        self, messages: Chat, add_generation_prompt: bool = True, *, template: str | None = None, **variables: Any
     ) -> list[int]:
-        """Return the ids of a chat, with `<|assistant|>` at its end when an answer is to be generated.
+        """Return the ids of a chat, with the beginning of an answer at its end when one is to be generated.
 
-        Messages are `Message` or `{"role", "content"}`. Raises TokenizerError for an empty chat or an unknown role.
+        Messages are `Message` or `{"role", "content"}`; our own template knows system, user and assistant.
+        `template` is a Jinja template in place of the tokenizer's own, `variables` are further values for it, such as
+        `tools`. Nothing in a message can become a special token. Raises TokenizerError for an empty chat, an unknown
+        role, a tokenizer without a template, and what the template refuses.
         """
-        ids, _ = self.encode_chats([messages])[0]
-        return [*ids, SPECIAL_TOKENS.index(ASSISTANT)] if add_generation_prompt else ids
+        source = self._settings.chat_template if template is None else template
+        if source is None and self._settings.own:
+            ids, _ = self._encode_own_chats([messages])[0]
+            return [*ids, SPECIAL_TOKENS.index(ASSISTANT)] if add_generation_prompt else ids
+        segments = self._render(messages, source, add_generation_prompt, learned=False, **variables)
+        return self._encode_segments([segments])[0][0]
 
     def encode_chats(
-        self, chats: Sequence[Sequence[Message | Mapping[str, str]]]
+        self, chats: Sequence[Chat], *, template: str | None = None, **variables: Any
     ) -> list[tuple[list[int], list[bool]]]:
-        """Return each chat's ids, and for each id whether it is learned: what the assistant says, and its <|end|>."""
+        """Return each chat's ids, and for each id whether it is learned: what the assistant says, and its end.
+
+        Of a Jinja template that is what stands inside `{% generation %}`; of one without it, what each assistant
+        message adds to the prompt before it.
+        """
+        source = self._settings.chat_template if template is None else template
+        if source is None and self._settings.own:
+            return self._encode_own_chats(chats)
+        return self._encode_segments([self._render(chat, source, False, learned=True, **variables) for chat in chats])
+
+    def _encode_own_chats(self, chats: Sequence[Chat]) -> list[tuple[list[int], list[bool]]]:
         turns = [[_as_message(message) for message in chat] for chat in chats]
         if not all(turns):
             raise TokenizerError("a chat has no message", wanted="at least one {'role', 'content'}")
@@ -226,6 +359,62 @@ class Tokenizer:
             encoded.append((ids, learned))
         return encoded
 
+    def _render(
+        self, messages: Chat, source: str | None, prompt: bool, *, learned: bool, **variables: Any
+    ) -> list[Segment]:
+        from deepseek.data.chat_template import render_chat
+
+        if source is None:
+            raise TokenizerError("the tokenizer has no chat template", fix="give one with with_chat_template")
+        if not messages:
+            raise TokenizerError("a chat has no message", wanted="at least one {'role', 'content'}")
+        plain = [message._asdict() if isinstance(message, Message) else message for message in messages]
+        tokens = {"eos_token": END_OF_TEXT} if self._settings.own else self._settings.tokens
+        return render_chat(source, plain, self._specials, tokens, variables, prompt=prompt, learned=learned)
+
+    def _encode_segments(self, parts: list[list[Segment]]) -> list[tuple[list[int], list[bool]]]:
+        """Return the ids of segments that follow each other, and for each id whether it is learned."""
+        # only what stands at the very beginning may get a prefix, where the tokenizer has one
+        openings = [part[0].text for part in parts if part and not part[0].special]
+        others = [one.text for part in parts for place, one in enumerate(part) if place and not one.special]
+        first = iter(self._encode_texts(openings, self._library))
+        later = iter(self._encode_texts(others, self._later))
+        encoded = []
+        for part in parts:
+            ids: list[int] = []
+            learned: list[bool] = []
+            for place, segment in enumerate(part):
+                if segment.special:
+                    new = [self._special[segment.text]]
+                else:
+                    new = next(later if place else first)
+                ids += new
+                learned += _learned(segment, new, self._later if place else self._library)
+            encoded.append((ids, learned))
+        return encoded
+
+    def _allowed(self, names: Allowed) -> list[Special]:
+        if names == "all":
+            return self._specials
+        for name in names:
+            if name not in self._special:
+                raise TokenizerError("not a special token", found=repr(name), wanted=", ".join(self._special))
+        return [special for special in self._specials if special.text in names]
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """Return the ids that the tokenizer sets before and after a text."""
+        encoding = self._library.encode("a", add_special_tokens=True)
+        marks = encoding.special_tokens_mask
+        before = marks.index(0) if 0 in marks else len(marks)
+        after = marks[::-1].index(0) if 0 in marks else 0
+        return encoding.ids[:before], encoding.ids[len(marks) - after :]
+
+    def _role_id(self, *roles: str) -> int:
+        for role in roles:
+            if self._settings.tokens.get(role) in self._special:
+                return self._special[self._settings.tokens[role]]
+        raise TokenizerError(f"the tokenizer has no {roles[0]}", fix="name it in tokenizer_config.json")
+
 
 class TokenStream:
     """Turns ids into text one at a time; a character spread over several tokens comes out whole, with its last one.
@@ -236,136 +425,82 @@ class TokenStream:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._ids: list[int] = []
+        self._said = ""
 
     def push(self, index: int) -> str:
         """Take one id and return the characters that are whole now; special tokens give none."""
-        return self._decoder.decode(self._tokenizer.token_bytes(index))
+        value = self._tokenizer.token_bytes(index)
+        if self._tokenizer.lossless:
+            return self._decoder.decode(value)
+        self._ids.append(index)
+        return self._new()
 
     def finish(self) -> str:
         """Return what is left: U+FFFD when the ids ended inside a character."""
-        return self._decoder.decode(b"", final=True)
+        return self._decoder.decode(b"", final=True) if self._tokenizer.lossless else self._new(final=True)
+
+    def _new(self, *, final: bool = False) -> str:
+        """Return what the ids so far have added to the text."""
+        text = self._tokenizer.decode(self._ids)
+        end = len(text) if final else len(text.rstrip("\ufffd"))
+        new = text[len(self._said) : end]
+        self._said += new
+        return new
 
 
-def _assemble() -> tokenizers.Tokenizer:
-    """Return the tokenizer with an empty vocabulary: how it splits, joins and renders a prompt with its response."""
-    library = tokenizers.Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated")
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    library.decoder = decoders.ByteLevel()
-    library.post_processor = processors.TemplateProcessing(
-        single="$A",
-        pair=f"{USER} $A {END} {ASSISTANT} $B {END}",
-        special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in (USER, END, ASSISTANT)],
-    )
-    return library
+def _ids(library: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in library.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _parse(text: str) -> tokenizers.Tokenizer:
-    wanted = "a tokenizer.json that Tokenizer.save wrote"
+def _is_own(text: str) -> bool:
     try:
-        library = tokenizers.Tokenizer.from_str(text)
-        found = json.loads(library.to_str())
-    except Exception as error:  # the library raises bare Exception for every malformed file
-        raise TokenizerError("not a tokenizer", found=str(error)[:200], wanted=wanted) from None
-    expected = json.loads(_assemble().to_str())
-    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding"):
-        if found[part] != expected[part]:
-            raise TokenizerError(
-                f"the tokenizer's {part} is of another kind or version",
-                wanted=wanted,
-                fix="train one with Tokenizer.train, or install the deepseek version that wrote it",
-            )
-    if {**found["model"], "vocab": {}, "merges": []} != expected["model"]:
-        raise TokenizerError(
-            "the tokenizer's model is of another kind", found=found["model"].get("type"), wanted=wanted
-        )
-    names = [(token["content"], token["id"], token["special"]) for token in found["added_tokens"]]
-    if names != [(name, index, True) for index, name in enumerate(SPECIAL_TOKENS)]:
-        raise TokenizerError("the tokenizer's special tokens differ", found=names, wanted=", ".join(SPECIAL_TOKENS))
-    return library
+        form.parse_own(text)
+    except TokenizerError:
+        return False
+    return True
 
 
-def _token_bytes(library: tokenizers.Tokenizer) -> list[bytes]:
-    """Return the bytes of every id, and check that ids have no gap and every single byte its token."""
-    vocabulary = library.get_vocab(with_added_tokens=True)
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
-        raise TokenizerError("the tokenizer's ids have gaps", wanted=f"0 to {len(tokens) - 1}")
-    byte_of = _byte_alphabet()
-    try:
-        values = [b"", *(bytes(byte_of[c] for c in token) for token in tokens[len(SPECIAL_TOKENS) :])]
-    except KeyError as error:
-        raise TokenizerError("the tokenizer has a token that is not bytes", found=error.args[0]) from None
-    if len({value for value in values if len(value) == 1}) != 256:
-        raise TokenizerError("the tokenizer lacks tokens for some bytes", wanted="all 256 bytes")
-    return [b""] * (len(SPECIAL_TOKENS) - 1) + values
+def _missing(library: tokenizers.Tokenizer, names: Iterable[str]) -> list[AddedToken]:
+    """Return those of `names` that are no special tokens of the library yet."""
+    special = {token.content for token in library.get_added_tokens_decoder().values() if token.special}
+    return [AddedToken(name, special=True, normalized=False) for name in dict.fromkeys(names) if name not in special]
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's spelling of bytes: printable Latin-1 stands for itself, the others for U+0100 and on, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+def _without_prefix(library: tokenizers.Tokenizer, *schemes: str) -> tokenizers.Tokenizer:
+    """Return the tokenizer for text that stands behind something: nothing is set before its first word."""
+    text = changed = library.to_str()
+    for scheme in schemes:
+        changed = changed.replace(f'"prepend_scheme":"{scheme}"', '"prepend_scheme":"never"')
+    if changed == text:
+        return library
+    later = tokenizers.Tokenizer.from_str(changed)
+    later.encode_special_tokens = True
+    return later
 
 
-def _checked(text: str) -> str:
-    if not isinstance(text, str):
-        raise TokenizerError("only text can be encoded", found=type(text).__name__, wanted="str")
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise TokenizerError(
-                "the text holds a lone surrogate, which no UTF-8 has",
-                found=f"U+{ord(text[error.start]):04X} at character {error.start}",
-                fix="decode the bytes as UTF-8, or text.encode('utf-8', 'replace').decode()",
-            ) from None
-    return text
+def _learned(segment: Segment, ids: list[int], library: tokenizers.Tokenizer) -> list[bool]:
+    """Return for each id of a segment whether a character of it is to be learned."""
+    if not segment.learned:
+        return [False] * len(ids)
+    if segment.special or segment.learned == ((0, len(segment.text)),):
+        return [True] * len(ids)
+    offsets = library.encode(segment.text, add_special_tokens=False).offsets
+    return [any(begin < stop and end > start for start, stop in segment.learned) for begin, end in offsets]
 
 
-def _pieces(text: str) -> Iterator[str]:
-    start = 0
-    while len(text) - start > _PIECE:
-        end = cut_point(text, start, _PIECE)
-        yield text[start:end]
-        start = end
-    yield text[start:] if start else text
+def _of_file(path: Path, error: TokenizerError) -> TokenizerError:
+    return TokenizerError(f"{path}: {error.problem}", found=error.found, wanted=error.wanted, fix=error.fix)
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
-    """Yield (index of the text, piece of it), about a mebibyte of pieces at a time."""
-    batch: list[tuple[int, str]] = []
-    size = 0
-    for owner, text in enumerate(texts):
-        for piece in _pieces(_checked(text)):
-            batch.append((owner, piece))
-            size += len(piece) + 64
-            if size >= _BATCH:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _training_pieces(texts: Iterable[str]) -> Iterator[str]:
-    pieces = itertools.chain.from_iterable(_pieces(_checked(text)) for text in texts)
-    first = next((piece for piece in pieces if piece), None)
-    if first is None:
-        raise TokenizerError("there is no text to train a tokenizer on", wanted="at least one text that is not empty")
-    yield first
-    yield from pieces
-
-
-def _as_message(message: Message | Mapping[str, str]) -> Message:
+def _as_message(message: Message | Mapping[str, Any]) -> Message:
     if isinstance(message, Message):
         role, content = message
     else:
         try:
-            role, content = message["role"], message["content"]  # type: ignore[assignment]
+            role, content = message["role"], message["content"]
         except KeyError as error:
             raise TokenizerError(f"a message has no {error}", wanted="'role' and 'content'") from None
     if role not in _ROLE_TOKENS:
         raise TokenizerError("unknown role", found=repr(role)[:80], wanted=", ".join(_ROLE_TOKENS))
-    return Message(role, _checked(content))
+    return Message(role, checked(content))

@@ -40,7 +40,7 @@ def _nothing() -> None:
 class TrainStep:
     """Model, task and optimizer bound together; call it with the micro-batches of one step.
 
-    A model with a method `after_step()` has it called after each update, as a mixture of experts that keeps its balance.
+    A method `after_step()` of the model is called after each update: a mixture of experts keeps its balance there.
     """
 
     def __init__(

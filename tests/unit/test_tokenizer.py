@@ -12,6 +12,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepseek.data import pretokenize
 from deepseek.data import tokenizer as module
 from deepseek.data.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, Tokenizer, TokenStream
 from deepseek.errors import DataError, StorageError, TokenizerError
@@ -56,8 +57,8 @@ def test_decoding_is_that_of_the_tokenizers_library(text: str) -> None:
 @given(st.text(alphabet="ab, 1\n深", max_size=200), st.integers(1, 30))
 def test_a_text_encoded_in_pieces_has_the_same_ids_wherever_there_is_a_word_to_cut_at(text: str, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_PIECE", piece)
-        pieces = list(module._pieces(text))
+        patch.setattr(pretokenize, "_PIECE", piece)
+        pieces = list(pretokenize.pieces(text))
         ids = _SHARED.encode(text)
     assert "".join(pieces) == text
     assert _SHARED.decode(ids) == text
@@ -67,7 +68,7 @@ def test_a_text_encoded_in_pieces_has_the_same_ids_wherever_there_is_a_word_to_c
 
 
 def test_batches_are_the_single_encodings_in_order(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BATCH", 100)
+    monkeypatch.setattr(pretokenize, "_BATCH", 100)
     texts = [*TEXTS, "", "x", *TEXTS]
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
     assert tokenizer.encode("") == []
