@@ -19,7 +19,8 @@ from deepseek.config import Config
 from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.nn.activations import ACTIVATIONS
 from deepseek.nn.checks import check_ids, check_mask
-from deepseek.nn.encoder_block import MLP, SelfAttention, check_heads
+from deepseek.nn.config_checks import check_heads, check_in_vocabulary
+from deepseek.nn.encoder_block import MLP, SelfAttention
 from deepseek.nn.masks import padding_mask
 from deepseek.nn.recompute import recomputed
 
@@ -65,11 +66,7 @@ class BERTConfig(Config):
     @model_validator(mode="after")
     def _sizes_fit(self) -> BERTConfig:
         check_heads(self.d_model, self.num_heads)
-        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
-            raise ValueError(
-                f"pad_token_id {self.pad_token_id} is not in the vocabulary; "
-                f"nearest that fits: pad_token_id {self.vocab_size - 1}"
-            )
+        check_in_vocabulary(self.vocab_size, pad_token_id=self.pad_token_id)
         return self
 
 

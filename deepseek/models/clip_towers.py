@@ -17,7 +17,8 @@ from deepseek.config import Config
 from deepseek.nn.activations import ACTIVATIONS
 from deepseek.nn.audio_encoder import AudioEncoder
 from deepseek.nn.checks import check_ids, check_mask, check_shape
-from deepseek.nn.encoder_block import EncoderBlock, check_heads
+from deepseek.nn.config_checks import check_heads, check_in_vocabulary
+from deepseek.nn.encoder_block import EncoderBlock
 from deepseek.nn.masks import causal_mask, padding_mask
 from deepseek.nn.recompute import recomputed
 
@@ -59,10 +60,7 @@ class TextTower(TowerConfig):
 
     @model_validator(mode="after")
     def _end_is_known(self) -> TextTower:
-        if self.eos_id is not None and self.eos_id >= self.vocab_size:
-            raise ValueError(
-                f"eos_id {self.eos_id} is not in the vocabulary; nearest that fits: eos_id {self.vocab_size - 1}"
-            )
+        check_in_vocabulary(self.vocab_size, eos_id=self.eos_id)
         return self
 
 

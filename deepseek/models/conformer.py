@@ -23,6 +23,7 @@ from deepseek.config import Config
 from deepseek.errors import ModelError
 from deepseek.nn.attention_decoder import AttentionDecoder
 from deepseek.nn.checks import check_ids, check_shape
+from deepseek.nn.config_checks import check_heads, check_in_vocabulary
 from deepseek.nn.conformer_attention import FrameContext, RelativeSelfAttention, relative_positions
 from deepseek.nn.conformer_conv import ConformerConv
 from deepseek.nn.conv_subsampling import REACH, ConvSubsampling, subsampled_length
@@ -69,7 +70,7 @@ class ConformerEncoderConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> ConformerEncoderConfig:
-        _check_heads("d_model", self.d_model, self.attention_heads)
+        check_heads(self.d_model, self.attention_heads, "d_model", "attention_heads")
         if self.chunk_size is not None and not self.causal:
             raise ValueError(
                 f"chunk_size {self.chunk_size} needs convolutions that look back only; nearest that fits: causal true"
@@ -105,11 +106,8 @@ class ConformerDecoderConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> ConformerDecoderConfig:
         if self.embedding_dim is not None and self.attention_heads is not None:
-            _check_heads("embedding_dim", self.embedding_dim, self.attention_heads)
-        last = self.vocab_size - 1
-        for name, token in (("blank_id", self.blank_id), ("end_id", self.end)):
-            if token > last:
-                raise ValueError(f"{name} {token} is not in the vocabulary; nearest that fits: {name} {last}")
+            check_heads(self.embedding_dim, self.attention_heads, "embedding_dim", "attention_heads")
+        check_in_vocabulary(self.vocab_size, blank_id=self.blank_id, end_id=self.end)
         if self.blank_id == self.end:
             raise ValueError(
                 f"blank_id and end_id are both {self.end}; nearest that fits: end_id {(self.end or 2) - 1}"
@@ -299,12 +297,3 @@ def _block(config: ConformerEncoderConfig) -> StreamingBlock:
         memory=GradientResetGate(width) if config.reset_gate else None,
         dropout=dropout,
     )
-
-
-def _check_heads(name: str, width: int, heads: int) -> None:
-    if width % heads:
-        fitting = [count for count in range(1, width + 1) if width % count == 0]
-        nearest = min(fitting, key=lambda count: abs(count - heads))
-        raise ValueError(
-            f"{name} {width} can't be split into {heads} heads; nearest that fits: attention_heads {nearest}"
-        )

@@ -19,7 +19,7 @@ from deepseek.config import Config
 from deepseek.errors import ModelError
 from deepseek.nn.adaptive_norm import AdaptiveBlock, AdaptiveNorm
 from deepseek.nn.checks import check_shape
-from deepseek.nn.encoder_block import check_heads
+from deepseek.nn.config_checks import check_heads
 from deepseek.nn.image_input import check_image
 from deepseek.nn.patch_embedding import PatchEmbedding, patches_to_pixels, sincos_positions
 from deepseek.nn.recompute import recomputed

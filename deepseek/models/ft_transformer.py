@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from deepseek.config import Config
-from deepseek.nn.encoder_block import check_heads
+from deepseek.nn.config_checks import check_heads
 from deepseek.nn.feature_tokenizer import FeatureTokenizer
 from deepseek.nn.multi_head_attention import MultiHeadAttention
 from deepseek.nn.recompute import recomputed

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from deepseek.config import Config
 from deepseek.models.generation import GenerationMixin
 from deepseek.models.pretrained.mixin import PretrainedMixin
+from deepseek.nn.config_checks import check_heads
 from deepseek.nn.kv_cache import KVCache
 from deepseek.nn.recompute import recomputed
 from deepseek.nn.text_input import check_text, document_attention
@@ -55,13 +56,8 @@ class GPTConfig(Config):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> GPTConfig:
-        if self.num_heads is not None and self.d_model % self.num_heads:
-            fitting = [heads for heads in range(1, self.d_model + 1) if self.d_model % heads == 0]
-            nearest = min(fitting, key=lambda heads: abs(heads - (self.num_heads or 1)))
-            raise ValueError(
-                f"d_model {self.d_model} can't be split into {self.num_heads} heads; "
-                f"nearest that fits: num_heads {nearest}"
-            )
+        if self.num_heads is not None:
+            check_heads(self.d_model, self.num_heads)
         return self
 
     @property

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from deepseek.config import Config
 from deepseek.models.pretrained.mixin import PretrainedMixin
-from deepseek.nn.encoder_block import MLP, check_heads
+from deepseek.nn.config_checks import check_heads
+from deepseek.nn.encoder_block import MLP
 from deepseek.nn.image_input import check_image
 from deepseek.nn.patch_embedding import PatchEmbedding
 from deepseek.nn.recompute import recomputed

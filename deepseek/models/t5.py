@@ -22,6 +22,7 @@ from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.models.seq2seq_generation import CachedDecoder, decoded, evaluating
 from deepseek.nn.activated_feed_forward import ActivatedFeedForward
 from deepseek.nn.checks import check_ids, check_mask
+from deepseek.nn.config_checks import check_in_vocabulary
 from deepseek.nn.gated_feed_forward import GatedFeedForward
 from deepseek.nn.gelu import gelu
 from deepseek.nn.kv_cache import KVCache
@@ -85,12 +86,7 @@ class T5Config(Config):
                 f"max_distance {self.max_distance} leaves nothing to share among {self.num_buckets} buckets; "
                 f"nearest that fits: max_distance {self.num_buckets // 2 + 1}"
             )
-        for name in ("pad_id", "eos_id", "start_id"):
-            if getattr(self, name) >= self.vocab_size:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} is not in the vocabulary; "
-                    f"nearest that fits: {name} {self.vocab_size - 1}"
-                )
+        check_in_vocabulary(self.vocab_size, pad_id=self.pad_id, eos_id=self.eos_id, start_id=self.start_id)
         return self
 
 

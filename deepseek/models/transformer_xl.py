@@ -22,7 +22,7 @@ from deepseek.models.generation import LogitsProcessor, SamplingConfig
 from deepseek.models.seq2seq_generation import CachedDecoder, decoded, evaluating
 from deepseek.nn.activated_feed_forward import ActivatedFeedForward
 from deepseek.nn.checks import check_ids, check_shape
-from deepseek.nn.encoder_block import check_heads
+from deepseek.nn.config_checks import check_heads
 from deepseek.nn.kv_cache import KVCache
 from deepseek.nn.masks import causal_mask
 from deepseek.nn.positions import relative_position_encoding

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from deepseek.config import Config
 from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.nn.checks import check_shape
-from deepseek.nn.encoder_block import EncoderBlock, check_heads
+from deepseek.nn.config_checks import check_heads
+from deepseek.nn.encoder_block import EncoderBlock
 from deepseek.nn.image_input import check_image
 from deepseek.nn.patch_embedding import PatchEmbedding, per_axis, resize_positions
 from deepseek.nn.recompute import recomputed

@@ -22,7 +22,8 @@ from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.models.seq2seq_generation import CachedDecoder, decoded, evaluating
 from deepseek.nn.audio_encoder import AudioEncoder
 from deepseek.nn.checks import check_ids
-from deepseek.nn.encoder_block import MLP, check_heads
+from deepseek.nn.config_checks import check_heads, check_in_vocabulary
+from deepseek.nn.encoder_block import MLP
 from deepseek.nn.kv_cache import KVCache
 from deepseek.nn.multi_head_attention import KeysValues, MultiHeadAttention
 from deepseek.nn.pre_norm_block import PreNormBlock, context_of
@@ -75,12 +76,7 @@ class WhisperConfig(Config):
             )
         check_heads(self.d_model, self.encoder_heads)
         check_heads(self.d_model, self.decoder_heads)
-        for name in ("pad_id", "eos_id", "start_id"):
-            if getattr(self, name) >= self.vocab_size:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} is not in the vocabulary; "
-                    f"nearest that fits: {name} {self.vocab_size - 1}"
-                )
+        check_in_vocabulary(self.vocab_size, pad_id=self.pad_id, eos_id=self.eos_id, start_id=self.start_id)
         return self
 
 

@@ -16,16 +16,6 @@ from deepseek.nn.dot_product_attention import attention
 Activation = Callable[[Tensor], Tensor]
 
 
-def check_heads(width: int, num_heads: int, name: str = "d_model") -> None:
-    """Check that `width` splits into `num_heads` equal heads; the ValueError (for configs) names the nearest fit."""
-    if width % num_heads:
-        fitting = [heads for heads in range(1, width + 1) if width % heads == 0]
-        nearest = min(fitting, key=lambda heads: abs(heads - num_heads))
-        raise ValueError(
-            f"{name} {width} can't be split into {num_heads} heads; nearest that fits: num_heads {nearest}"
-        )
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention over (batch, time, d_model), one projection for queries, keys and values."""
 
