@@ -1,7 +1,7 @@
 """Log-mel spectra and cepstra of 10 s clips at 16 kHz: ours against kaldi-native-fbank and librosa.
 
-Ours takes the clips as one batch, on both cores. A peer takes a clip at a time, in one process a core, and need not
-hand its features back. Features of some clips are held against the peer's, number by number.
+All run as a loader's workers do, one process a core with one thread, and need not hand their features back; ours takes
+several clips at once. Features of some clips are held against the peer's, number by number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.data_cases.case import OURS, Measure
 RATE, SECONDS, MELS, MFCC, LIBROSA_MFCC = 16000, 10, 80, 13, 20
 WINDOW, HOP, FFT = 400, 160, 512
 KALDI, LIBROSA = "kaldi-native-fbank", "librosa"
-_CLIPS, _QUICK_CLIPS, _COMPARED = 200, 40, 3
+_CLIPS, _QUICK_CLIPS, _COMPARED, _TOGETHER = 200, 40, 3, 5
 
 
 def _measure(name: str, peer: str, target: float) -> Measure:
@@ -48,27 +48,24 @@ def prepare(folder: Path, quick: bool) -> None:
 
 def run(measure: str, contestant: str, folder: Path, quick: bool) -> tuple[float, dict[str, float]]:
     """Return clips a second; ours also its largest difference to the peer."""
-    seconds = 1.0 if quick else 4.0
-    if contestant == OURS:
-        return _ours(measure, folder, seconds)
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the workers', one a core
     workers = os.cpu_count() or 1
-    with multiprocessing.get_context("spawn").Pool(workers, _start, (measure, str(folder))) as pool:
+    together = _TOGETHER if contestant == OURS else 1
+    with multiprocessing.get_context("spawn").Pool(workers, _start, (measure, contestant, str(folder))) as pool:
         clips = pool.apply(_count)
-        rate = _rate(lambda: pool.map(_one, range(clips), chunksize=max(1, clips // (4 * workers))), clips, seconds)
-    return rate, {}
+        parts = [(start, min(start + together, clips)) for start in range(0, clips, together)]
+        rate = _rate(lambda: pool.map(_features, parts), clips, seconds=1.0 if quick else 4.0)
+    return rate, _difference(measure, folder) if contestant == OURS else {}
 
 
-def _ours(measure: str, folder: Path, seconds: float) -> tuple[float, dict[str, float]]:
+def _difference(measure: str, folder: Path) -> dict[str, float]:
     import numpy as np
     import torch
 
-    clips = torch.from_numpy(np.load(folder / "clips.npy"))
-    function = _our_function(measure)
-    rate = _rate(lambda: function(clips), len(clips), seconds)
-    peer = _peer_function(measure)
-    gaps = [np.abs(function(clip).numpy() - peer(clip.numpy())).max() for clip in clips[:_COMPARED]]
-    return rate, {"max_difference": float(max(gaps))}
+    clips = torch.from_numpy(np.load(folder / "clips.npy")[:_COMPARED])
+    ours, peer = _our_function(measure)(clips), _peer_function(measure)
+    gaps = [np.abs(found.numpy() - peer(clip.numpy())).max() for found, clip in zip(ours, clips, strict=True)]
+    return {"max_difference": float(max(gaps))}
 
 
 def _our_function(measure: str) -> Callable[[Any], Any]:
@@ -121,19 +118,27 @@ def _librosa(cepstra: bool) -> Callable[[Any], Any]:
 _worker: dict[str, Any] = {}
 
 
-def _start(measure: str, folder: str) -> None:
+def _start(measure: str, contestant: str, folder: str) -> None:
     import numpy as np
 
     _worker["clips"] = np.load(Path(folder) / "clips.npy")
-    _worker["features"] = _peer_function(measure)
+    if contestant == OURS:
+        import torch
+
+        torch.set_num_threads(1)
+        function = _our_function(measure)
+        _worker["features"] = lambda clips: function(torch.from_numpy(clips))
+    else:
+        peer = _peer_function(measure)
+        _worker["features"] = lambda clips: [peer(clip) for clip in clips]
 
 
 def _count() -> int:
     return len(_worker["clips"])
 
 
-def _one(clip: int) -> int:
-    return len(_worker["features"](_worker["clips"][clip]))
+def _features(part: tuple[int, int]) -> int:
+    return len(_worker["features"](_worker["clips"][slice(*part)]))
 
 
 def _rate(play: Callable[[], object], clips: int, seconds: float) -> float:

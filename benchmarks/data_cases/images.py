@@ -7,6 +7,7 @@ decoding a JPEG at half its size when a smaller image is wanted.
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Callable
@@ -104,9 +105,8 @@ def _ours(measure: str, folder: Path, points: bool) -> Callable[[], Any]:
 
 def _theirs(measure: str, folder: Path, points: bool) -> Callable[[], Any]:
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or it asks the network for its newest version
-    import albumentations
-    import cv2
-
+    albumentations: Any = importlib.import_module("albumentations")
+    cv2: Any = importlib.import_module("cv2")
     path = str(folder / "picture.jpg")
     method = cv2.INTER_LINEAR if points else cv2.INTER_AREA
     resize = albumentations.Resize(_SMALL, _SMALL, interpolation=method)

@@ -40,7 +40,7 @@ class Record(NamedTuple):
     messages: tuple[Message, ...] | None = None
 
 
-_scan = json.JSONDecoder().scan_once
+_decoder = json.JSONDecoder()
 
 
 def plain_text(line: str) -> str | None:
@@ -49,8 +49,8 @@ def plain_text(line: str) -> str | None:
     The short way for the most common form, a third of its cost; never a way around its checks.
     """
     try:
-        record, end = _scan(line, 0)
-    except (StopIteration, ValueError, RecursionError):
+        record, end = _decoder.raw_decode(line)
+    except (ValueError, RecursionError):
         return None
     if type(record) is not dict or (end != len(line) and line[end:].strip(" \t\r")):
         return None

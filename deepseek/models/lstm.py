@@ -32,7 +32,7 @@ class LSTMConfig(Config):
     """Width of the states."""
     num_layers: int = Field(default=2, ge=1, le=256)
     """LSTM layers, one on the other."""
-    num_classes: int | None = Field(default=None, ge=1, le=1 << 20)
+    num_labels: int | None = Field(default=None, ge=1, le=1 << 20)
     """Classes of a text classifier; null is a language model."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of activations set to zero in training: of embeddings, between layers, before the output layer."""
@@ -41,7 +41,7 @@ class LSTMConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> LSTMConfig:
-        if self.tie_embeddings and self.num_classes is not None:
+        if self.tie_embeddings and self.num_labels is not None:
             raise ValueError("tie_embeddings is for language models; nearest that fits: tie_embeddings false")
         if self.tie_embeddings and self.embedding_dim not in (None, self.hidden_size):
             raise ValueError(
@@ -78,7 +78,7 @@ class LSTM(GenerationMixin, nn.Module):
             LSTMLayer(width if layer == 0 else config.hidden_size, config.hidden_size)
             for layer in range(config.num_layers)
         )
-        self.lm_head = nn.Linear(config.hidden_size, config.num_classes or config.vocab_size)
+        self.lm_head = nn.Linear(config.hidden_size, config.num_labels or config.vocab_size)
         if config.tie_embeddings:
             self.lm_head.weight = self.token_embedding.weight
         self.init_weights()
@@ -99,7 +99,7 @@ class LSTM(GenerationMixin, nn.Module):
         cache: LSTMCache | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return logits (batch, time, vocab_size), or (batch, num_classes), for `input_ids` (batch, time) of int64.
+        """Return logits (batch, time, vocab_size), or (batch, num_labels), for `input_ids` (batch, time) of int64.
 
         `document_ids` (batch, time) starts the state anew with each document of a row; this goes step by step and is
         slow. `cache` holds the text before, and this text afterwards. `attention_mask` (batch, time), 0 at the padding
@@ -107,7 +107,7 @@ class LSTM(GenerationMixin, nn.Module):
         """
         check_mask("attention_mask", attention_mask, tuple(input_ids.shape))
         features = self.forward_features(input_ids, document_ids, cache)
-        if self.config.num_classes is not None:
+        if self.config.num_labels is not None:
             features = _last(features, attention_mask)
         logits: Tensor = self.lm_head(features)
         return logits

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepseek.data import records
+from deepseek.data.record_forms import BadRecord, parse_line
 from deepseek.data.records import PIECE_CHARACTERS, Document, ReadReport, cut_point, read_documents
 from deepseek.errors import ConfigError, DataError
 
@@ -77,6 +79,70 @@ def test_a_corrupt_line_is_named_or_skipped_and_counted(tmp_path: Path, name: st
     assert [document.text for document in read(path, on_error="skip", report=report)] == ["first", "last"]
     assert (report.documents, report.skipped, sum(report.reasons.values())) == (2, 1, 1)
     assert reason in report.examples[0]
+
+
+PARTS = [
+    b'{"text": "a"}',
+    b'{"text": "\\ud83d\\ude42 \xe6\xb7\xb1"}',
+    b'{"text": "\\ud83d"}',
+    b'{"text": " "}',
+    b"",
+    b" ",
+    b"\r",
+]
+PARTS += [
+    b'{"text": "b", "n": 1}',
+    b'{"text": "b", "prompt": "p"}',
+    b'{"prompt": "p", "response": "r"}',
+    b"\xe3\x80\x80",
+]
+PARTS += [
+    b'{"text": "c"} ',
+    b'{"text": "c"}\xe3\x80\x80',
+    b'{"text": "c"}\x0b',
+    b' {"text": "d"}\r',
+    b'{"text": "e"},',
+    b'{"text": "f"',
+]
+PARTS += [
+    b'"n": 1}',
+    b"1",
+    b"[",
+    b"\xff",
+    b"\0",
+    b'{"text": "' + b"x" * 40 + b'"}',
+    b'{"text": "\\u0000"}',
+    b'{"text": null}',
+]
+
+
+@given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=12), st.integers(8, 50), st.booleans(), st.booleans())
+def test_blocks_of_lines_are_read_as_line_by_line(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[bytes], block: int, short: bool, ended: bool
+) -> None:
+    limit = 30 if short else 1 << 20
+    expected: list[str] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            if len(row) > limit:
+                raise BadRecord("line too long", f"more than {limit} bytes")
+            record = parse_line(row) if row.strip() else None
+        except BadRecord as bad:
+            expected.append(f"{number}: {bad.reason}")
+            continue
+        if record is not None and (record.messages or record.text.strip()):
+            expected.append(f"{number}= {record.text}{record.messages}")
+    path = tmp_path_factory.mktemp("rows") / "a.jsonl"
+    path.write_bytes(b"\n".join(rows) + (b"\n" if ended else b""))
+    found: list[str] = []
+    with pytest.MonkeyPatch.context() as patch, open(path, "rb") as handle:
+        patch.setattr(records, "_BLOCK", block)
+        patch.setattr(
+            records, "_reject", lambda where, bad, *_: found.append(f"{where.rpartition(':')[2]}: {bad.reason}")
+        )
+        for document in records._read_jsonl(path, handle, "skip", limit, ReadReport()):
+            found.append(f"{document.line}= {document.text}{document.messages}")
+    assert sorted(found) == sorted(expected)
 
 
 def test_a_repeated_key_counts_as_its_last_value(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_generation_is_that_of_the_whole_text_again_and_again() -> None:
 
 
 def test_a_classifier_reads_the_last_step_that_counts() -> None:
-    model, text = toy(num_classes=3).eval(), ids(3, 8)
+    model, text = toy(num_labels=3).eval(), ids(3, 8)
     mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3, [1] + [0] * 7])
     found = model(text, attention_mask=mask)
     assert found.shape == (3, 3)
@@ -139,7 +139,7 @@ def test_the_small_size_is_the_papers() -> None:
     ("values", "words"),
     [
         ({"tie_embeddings": True, "embedding_dim": 5, "hidden_size": 6}, "nearest that fits: embedding_dim 6"),
-        ({"tie_embeddings": True, "num_classes": 2}, "nearest that fits: tie_embeddings false"),
+        ({"tie_embeddings": True, "num_labels": 2}, "nearest that fits: tie_embeddings false"),
         ({"hidden": 4}, "did you mean 'hidden_size'"),
         ({"num_layers": 0}, "greater than or equal to 1"),
     ],
