@@ -1,9 +1,9 @@
 """Elastic deformation of an RGB image and its mask at 512 x 512, one at a time as a worker of a loader meets them.
 
-Ours and albumentations draw the same field: uniform noise blurred by sigma 4, times alpha from 10 to 30. albumentations
-runs as exact (full kernel) and as `approximate`, its faster road, which cuts the kernel at 17 pixels; both with uniform
-noise, the faster of its two. MONAI's Rand2DElastic has no sigma: it moves control points `spacing` apart, set to give
-bends of like width and size. All may use every core.
+Ours and albumentations draw the same field: uniform noise (the faster of its two) blurred by sigma 4, times alpha from
+10 to 30. Shown only is its `approximate` road, which draws another field: the blur's kernel is cut at 2 sigma. MONAI's
+Rand2DElastic has no sigma: it moves control points `spacing` apart, set to give bends of like width and size. All may
+use every core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ MEASURES = (
     Measure(
         "rgb_and_mask_512",
         "images/s",
-        targets={"albumentations": 1.0, "albumentations_approximate": 1.0, "monai": 5.0},
+        targets={"albumentations": 1.0, "monai": 5.0},
+        references=("albumentations_approximate",),
         needs={"albumentations": "albumentations", "albumentations_approximate": "albumentations", "monai": "monai"},
         at_least={"field_std_over_definition": 0.97},
         at_most={"field_std_over_definition": 1.03, "still_image_change": 0.0},

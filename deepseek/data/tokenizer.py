@@ -9,11 +9,9 @@ Source: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; bytes as in GPT-
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import hashlib
-import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -24,38 +22,20 @@ from tokenizers import AddedToken
 
 import deepseek.files as files
 from deepseek.data import tokenizer_format as form
-from deepseek.data.pretokenize import WORD, Pattern, batches, checked
+from deepseek.data.own_chat import ASSISTANT_ID, END_ID, OWN_TEMPLATE, Chat, encode_own_chats
+from deepseek.data.pretokenize import Pattern, checked
 from deepseek.data.record_forms import Message
 from deepseek.data.special_tokens import Segment, Special, split_specials
+from deepseek.data.token_stream import TokenStream
+from deepseek.data.tokenizer_encoder import Encoder
 from deepseek.data.tokenizer_folder import read_folder, read_text, write_folder
-from deepseek.data.tokenizer_format import (
-    ASSISTANT,
-    END,
-    END_OF_TEXT,
-    MIN_VOCAB_SIZE,
-    SPECIAL_TOKENS,
-    SYSTEM,
-    USER,
-    Settings,
-)
+from deepseek.data.tokenizer_format import END_OF_TEXT, MIN_VOCAB_SIZE, SPECIAL_TOKENS, Settings
 from deepseek.data.tokenizer_training import MAX_VOCAB_SIZE, TrainingProgress, sample_texts, train_json
 from deepseek.errors import TokenizerError
 
 __all__ = ["MAX_VOCAB_SIZE", "MIN_VOCAB_SIZE", "SPECIAL_TOKENS", "TokenStream", "Tokenizer"]
 
-_ROLE_TOKENS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
-_OWN_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}{% else %}{{ message['content'] + '<|end|>'"
-    " }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-_MAX_KNOWN_WORDS = 1 << 17
-_MAX_KNOWN_LENGTH = 64
-_MAX_DEPTH = 8
-_LONG_WORDS = 16  # characters: text whose words are longer on average has few that come again
-
 Allowed = Collection[str] | Literal["all"]
-Chat = Sequence[Message | Mapping[str, Any]]
 
 
 class Tokenizer:
@@ -76,13 +56,11 @@ class Tokenizer:
         else:
             self._library, self.lossless = form.parse_other(library_text)
             self._bytes = form.other_token_bytes(self._library)
-        self._library.encode_special_tokens = True
-        self._later = _without_prefix(self._library, "first")
         added = self._library.get_added_tokens_decoder()
         self._special = {token.content: index for index, token in sorted(added.items()) if token.special}
         self._specials = [Special(one.content, one.lstrip, one.rstrip) for one in added.values() if one.special]
-        self._unspoken = frozenset(self._special.values()) - form.unknown_ids(self._library, self._settings)
-        self._known: dict[str, list[int]] = {}
+        unspoken = frozenset(self._special.values()) - form.unknown_ids(self._library, self._settings)
+        self._encoder = Encoder(self._library, own=self._settings.own, special=self._special, unspoken=unspoken)
         self.vocab_size: int = len(self._bytes)
         self.sha256: str = hashlib.sha256(text.encode("utf-8")).hexdigest()
 
@@ -190,7 +168,7 @@ class Tokenizer:
     @property
     def chat_template(self) -> str | None:
         """The Jinja template of a chat; None where an imported tokenizer has none."""
-        own = _OWN_TEMPLATE if self._settings.own else None
+        own = OWN_TEMPLATE if self._settings.own else None
         return own if self._settings.chat_template is None else self._settings.chat_template
 
     @property
@@ -211,7 +189,7 @@ class Tokenizer:
     @property
     def end_id(self) -> int:
         """The id that ends every message of a chat: <|end|>, or an imported tokenizer's eos token."""
-        return SPECIAL_TOKENS.index(END) if self._settings.own else self.eos_id
+        return END_ID if self._settings.own else self.eos_id
 
     @property
     def byte_lengths(self) -> NDArray[np.int64]:
@@ -233,69 +211,13 @@ class Tokenizer:
         if allowed_special:
             allowed = self._allowed(allowed_special)
             parts = [[Segment(*part[:2]) for part in split_specials(checked(text), allowed)] for text in texts]
-            encoded = [ids for ids, _ in self._encode_segments(parts)]
+            encoded = [ids for ids, _ in self._encoder.encode_segments(parts)]
         else:
-            encoded = self._encode_texts(texts, self._library)
+            encoded = self._encoder.encode(texts)
         if add_special_tokens:
-            before, after = self._around()
+            before, after = self._encoder.around()
             encoded = [[*before, *ids, *after] for ids in encoded]
         return encoded
-
-    def _encode_texts(self, texts: Sequence[str], library: tokenizers.Tokenizer) -> list[list[int]]:
-        own = self._settings.own
-        encoded: list[list[int]] = [[] for _ in texts]
-        for owners, parts in batches(texts, cut=own):
-            found = self._encode_own(parts) if own else self._encode_other(parts, library)
-            for owner, ids in zip(owners, found, strict=True):
-                if encoded[owner]:
-                    encoded[owner] += ids
-                else:
-                    encoded[owner] = ids
-        return encoded
-
-    def _encode_own(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text; words met before come from memory, others from the library, once each."""
-        if len(self._known) > _MAX_KNOWN_WORDS:
-            self._known = {}  # another thread may still be reading the old one
-        known = self._known
-        words = [WORD.findall(text) for text in texts]
-        for place, text in enumerate(texts):
-            if len(text) > _LONG_WORDS * len(words[place]):
-                words[place] = [text]
-        missing = list({word: None for text in words for word in text if word not in known})
-        found = dict(zip(missing, _ids(self._library, missing), strict=True))
-        known.update((word, ids) for word, ids in found.items() if len(word) <= _MAX_KNOWN_LENGTH)
-        encoded = []
-        for text_words in words:
-            ids: list[int] = []
-            for word in text_words:
-                ids += known.get(word) or found[word]
-            encoded.append(ids)
-        return encoded
-
-    def _encode_other(self, texts: list[str], library: tokenizers.Tokenizer, depth: int = 0) -> list[list[int]]:
-        """Return the ids of each text; a special token that the model itself makes out of text is broken up."""
-        encoded = _ids(library, texts)
-        for place, ids in enumerate(encoded):
-            if not self._unspoken.isdisjoint(ids):
-                encoded[place] = self._encode_broken(texts[place], library, depth)
-        return encoded
-
-    def _encode_broken(self, text: str, library: tokenizers.Tokenizer, depth: int) -> list[int]:
-        """Return the ids of a text that is cut inside whatever the model takes for a special token."""
-        encoding = library.encode(text, add_special_tokens=False)
-        spans = [span for index, span in zip(encoding.ids, encoding.offsets, strict=True) if index in self._unspoken]
-        if depth == _MAX_DEPTH or any(end - begin < 2 for begin, end in spans):
-            raise TokenizerError(
-                "the tokenizer makes a special token out of plain text",
-                found=f"{text[slice(*spans[0])]!r:.80} at character {spans[0][0]}",
-                fix="leave it out of the text, or allow it with allowed_special",
-            )
-        cuts = [0, *(begin + 1 for begin, _ in spans), len(text)]
-        parts = [text[begin:end] for begin, end in itertools.pairwise(cuts)]
-        inside = _without_prefix(library, "first", "always")
-        rest = self._encode_other(parts[1:], inside, depth + 1)
-        return [*self._encode_other(parts[:1], library, depth + 1)[0], *itertools.chain.from_iterable(rest)]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises TokenizerError for an unknown id."""
@@ -325,10 +247,10 @@ class Tokenizer:
         """
         source = self._settings.chat_template if template is None else template
         if source is None and self._settings.own:
-            ids, _ = self._encode_own_chats([messages])[0]
-            return [*ids, SPECIAL_TOKENS.index(ASSISTANT)] if add_generation_prompt else ids
+            ids, _ = encode_own_chats([messages], self.encode_batch)[0]
+            return [*ids, ASSISTANT_ID] if add_generation_prompt else ids
         segments = self._render(messages, source, add_generation_prompt, learned=False, **variables)
-        return self._encode_segments([segments])[0][0]
+        return self._encoder.encode_segments([segments])[0][0]
 
     def encode_chats(
         self, chats: Sequence[Chat], *, template: str | None = None, **variables: Any
@@ -340,24 +262,10 @@ class Tokenizer:
         """
         source = self._settings.chat_template if template is None else template
         if source is None and self._settings.own:
-            return self._encode_own_chats(chats)
-        return self._encode_segments([self._render(chat, source, False, learned=True, **variables) for chat in chats])
-
-    def _encode_own_chats(self, chats: Sequence[Chat]) -> list[tuple[list[int], list[bool]]]:
-        turns = [[_as_message(message) for message in chat] for chat in chats]
-        if not all(turns):
-            raise TokenizerError("a chat has no message", wanted="at least one {'role', 'content'}")
-        contents = iter(self.encode_batch([message.content for chat in turns for message in chat]))
-        encoded = []
-        for chat in turns:
-            ids: list[int] = []
-            learned: list[bool] = []
-            for message in chat:
-                content = next(contents)
-                ids += [SPECIAL_TOKENS.index(_ROLE_TOKENS[message.role]), *content, self.end_id]
-                learned += [False] + [message.role == "assistant"] * (len(content) + 1)
-            encoded.append((ids, learned))
-        return encoded
+            return encode_own_chats(chats, self.encode_batch)
+        return self._encoder.encode_segments(
+            [self._render(chat, source, False, learned=True, **variables) for chat in chats]
+        )
 
     def _render(
         self, messages: Chat, source: str | None, prompt: bool, *, learned: bool, **variables: Any
@@ -372,27 +280,6 @@ class Tokenizer:
         tokens = {"eos_token": END_OF_TEXT} if self._settings.own else self._settings.tokens
         return render_chat(source, plain, self._specials, tokens, variables, prompt=prompt, learned=learned)
 
-    def _encode_segments(self, parts: list[list[Segment]]) -> list[tuple[list[int], list[bool]]]:
-        """Return the ids of segments that follow each other, and for each id whether it is learned."""
-        # only what stands at the very beginning may get a prefix, where the tokenizer has one
-        openings = [part[0].text for part in parts if part and not part[0].special]
-        others = [one.text for part in parts for place, one in enumerate(part) if place and not one.special]
-        first = iter(self._encode_texts(openings, self._library))
-        later = iter(self._encode_texts(others, self._later))
-        encoded = []
-        for part in parts:
-            ids: list[int] = []
-            learned: list[bool] = []
-            for place, segment in enumerate(part):
-                if segment.special:
-                    new = [self._special[segment.text]]
-                else:
-                    new = next(later if place else first)
-                ids += new
-                learned += _learned(segment, new, self._later if place else self._library)
-            encoded.append((ids, learned))
-        return encoded
-
     def _allowed(self, names: Allowed) -> list[Special]:
         if names == "all":
             return self._specials
@@ -401,56 +288,11 @@ class Tokenizer:
                 raise TokenizerError("not a special token", found=repr(name), wanted=", ".join(self._special))
         return [special for special in self._specials if special.text in names]
 
-    def _around(self) -> tuple[list[int], list[int]]:
-        """Return the ids that the tokenizer sets before and after a text."""
-        encoding = self._library.encode("a", add_special_tokens=True)
-        marks = encoding.special_tokens_mask
-        before = marks.index(0) if 0 in marks else len(marks)
-        after = marks[::-1].index(0) if 0 in marks else 0
-        return encoding.ids[:before], encoding.ids[len(marks) - after :]
-
     def _role_id(self, *roles: str) -> int:
         for role in roles:
             if self._settings.tokens.get(role) in self._special:
                 return self._special[self._settings.tokens[role]]
         raise TokenizerError(f"the tokenizer has no {roles[0]}", fix="name it in tokenizer_config.json")
-
-
-class TokenStream:
-    """Turns ids into text one at a time; a character spread over several tokens comes out whole, with its last one.
-
-    The texts of all `push` calls and of `finish`, joined, are `tokenizer.decode` of the ids.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._ids: list[int] = []
-        self._said = ""
-
-    def push(self, index: int) -> str:
-        """Take one id and return the characters that are whole now; special tokens give none."""
-        value = self._tokenizer.token_bytes(index)
-        if self._tokenizer.lossless:
-            return self._decoder.decode(value)
-        self._ids.append(index)
-        return self._new()
-
-    def finish(self) -> str:
-        """Return what is left: U+FFFD when the ids ended inside a character."""
-        return self._decoder.decode(b"", final=True) if self._tokenizer.lossless else self._new(final=True)
-
-    def _new(self, *, final: bool = False) -> str:
-        """Return what the ids so far have added to the text."""
-        text = self._tokenizer.decode(self._ids)
-        end = len(text) if final else len(text.rstrip("\ufffd"))
-        new = text[len(self._said) : end]
-        self._said += new
-        return new
-
-
-def _ids(library: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
-    return [encoding.ids for encoding in library.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _is_own(text: str) -> bool:
@@ -467,40 +309,5 @@ def _missing(library: tokenizers.Tokenizer, names: Iterable[str]) -> list[AddedT
     return [AddedToken(name, special=True, normalized=False) for name in dict.fromkeys(names) if name not in special]
 
 
-def _without_prefix(library: tokenizers.Tokenizer, *schemes: str) -> tokenizers.Tokenizer:
-    """Return the tokenizer for text that stands behind something: nothing is set before its first word."""
-    text = changed = library.to_str()
-    for scheme in schemes:
-        changed = changed.replace(f'"prepend_scheme":"{scheme}"', '"prepend_scheme":"never"')
-    if changed == text:
-        return library
-    later = tokenizers.Tokenizer.from_str(changed)
-    later.encode_special_tokens = True
-    return later
-
-
-def _learned(segment: Segment, ids: list[int], library: tokenizers.Tokenizer) -> list[bool]:
-    """Return for each id of a segment whether a character of it is to be learned."""
-    if not segment.learned:
-        return [False] * len(ids)
-    if segment.special or segment.learned == ((0, len(segment.text)),):
-        return [True] * len(ids)
-    offsets = library.encode(segment.text, add_special_tokens=False).offsets
-    return [any(begin < stop and end > start for start, stop in segment.learned) for begin, end in offsets]
-
-
 def _of_file(path: Path, error: TokenizerError) -> TokenizerError:
     return TokenizerError(f"{path}: {error.problem}", found=error.found, wanted=error.wanted, fix=error.fix)
-
-
-def _as_message(message: Message | Mapping[str, Any]) -> Message:
-    if isinstance(message, Message):
-        role, content = message
-    else:
-        try:
-            role, content = message["role"], message["content"]
-        except KeyError as error:
-            raise TokenizerError(f"a message has no {error}", wanted="'role' and 'content'") from None
-    if role not in _ROLE_TOKENS:
-        raise TokenizerError("unknown role", found=repr(role)[:80], wanted=", ".join(_ROLE_TOKENS))
-    return Message(role, checked(content))

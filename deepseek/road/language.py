@@ -54,7 +54,7 @@ def data_stage(recipe: Recipe, run: RunFolder, *, resume: bool = False) -> TextD
     if resume and stored.is_file():
         tokenizer = Tokenizer.load(stored)
     elif recipe.data.tokenizer is not None:
-        tokenizer = Tokenizer.load(recipe.data.tokenizer)
+        tokenizer = Tokenizer.from_pretrained(recipe.data.tokenizer)
     else:
         tokenizer = train_tokenizer(
             train,

@@ -29,7 +29,7 @@ class DataConfig(Config):
     val: str | None = None
     """Validation data; null holds back `train.val_fraction` of the documents."""
     tokenizer: str | None = None
-    """A tokenizer.json to use; null trains one on the data."""
+    """A tokenizer.json, or a folder with one in the Hugging Face layout; null trains a tokenizer on the data."""
     vocab_size: int | None = Field(default=None, ge=261, le=1 << 20)
     """Tokens of the trained tokenizer; null is the model's vocab_size, or fewer where the data can't give so many.
     A number that the data can't give is an error."""

@@ -1,4 +1,4 @@
-"""Tools beside the road: `check_env` looks at the machine; every other name is `torch.utils`' own."""
+"""Tools beside the road: `check_env` looks at the machine, `data` has our data sets; the rest is `torch.utils`' own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from deepseek.lazy import lazy_names
 
 if TYPE_CHECKING:
     from torch.utils import *  # noqa: F403
-    from torch.utils import data as data
+
+    from deepseek.utils import data as data  # type: ignore[no-redef]  # torch's has the same name
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "check_env": "deepseek.utils.check_env",
+        "data": "deepseek.utils.data",
     },
     fallback="torch.utils",
 )

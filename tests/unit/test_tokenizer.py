@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek.data import pretokenize
-from deepseek.data import tokenizer as module
+from deepseek.data import tokenizer_encoder as module
 from deepseek.data.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, Tokenizer, TokenStream
 from deepseek.errors import DataError, StorageError, TokenizerError
 
@@ -79,7 +79,7 @@ def test_forgetting_known_words_changes_nothing(monkeypatch: pytest.MonkeyPatch)
     fresh = Tokenizer(_SHARED.to_json())
     monkeypatch.setattr(module, "_MAX_KNOWN_WORDS", 2)
     assert [fresh.encode(text) for text in TEXTS * 2] == [_SHARED.encode(text) for text in TEXTS * 2]
-    assert all(len(word) <= module._MAX_KNOWN_LENGTH for word in fresh._known)
+    assert all(len(word) <= module._MAX_KNOWN_LENGTH for word in fresh._encoder._known)
 
 
 def test_threads_may_share_a_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,57 @@
+"""One line of JSON to one object, whatever its keys, and what can be wrong with it (RFC 8259).
+
+Not here: the forms of training records (`deepseek.data.record_forms`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+from deepseek.data.record_forms import BadRecord
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Return the JSON object on one line of UTF-8. Raises BadRecord.
+
+    Refused besides broken JSON: NUL bytes, a key that comes twice, NaN and Infinity (which are not JSON), and text
+    with half of a surrogate pair, which no UTF-8 file could hold again.
+    """
+    if b"\0" in line:
+        raise BadRecord("NUL bytes")
+    try:
+        record = _DECODER.decode(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRecord("not valid UTF-8", f"byte {error.start + 1} of the line") from None
+    except json.JSONDecodeError as error:
+        raise BadRecord("not valid JSON", f"{error.msg}, column {error.colno}") from None
+    except RecursionError:
+        raise BadRecord("not valid JSON", "nested too deeply") from None
+    except ValueError as error:  # a number with thousands of digits
+        raise BadRecord("not valid JSON", str(error)) from None
+    if not isinstance(record, dict):
+        raise BadRecord("not a JSON object", f"found {type(record).__name__}")
+    if _SURROGATE.search(line):
+        try:
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadRecord("lone surrogate", "half of a surrogate pair in a text") from None
+    return record
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise BadRecord("repeated key", repr(next(name for name in names if names.count(name) > 1))[:60])
+    return made
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise BadRecord("not valid JSON", f"{name} is no JSON value")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
