@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepseek import __version__
+from deepseek.cli.cook import cook
 from deepseek.cli.look import check_env, explain, new
 from deepseek.cli.models import models
 from deepseek.cli.serve import serve_command
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, run, new, train, compress, evaluate, export, explain):
+for command in (quickstart, run, new, train, compress, evaluate, export, cook, explain):
     app.command()(command)
 app.command("serve")(serve_command)
 app.command("check-env")(check_env)

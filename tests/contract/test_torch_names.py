@@ -30,7 +30,8 @@ OURS = {
     "deepseek.nn": set[str](),
     "deepseek.optim": {name for name, value in vars(torch.optim).items() if _is_optimizer(value)},
     "deepseek.profiler": set[str](),
-    "deepseek.utils": set[str](),
+    "deepseek.utils": {"data"},
+    "deepseek.utils.data": set[str](),
 }
 """Names of torch that mean something of ours; the submodules answer torch's own names inside them."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -287,6 +286,7 @@ def test_words_are_found_in_any_case_and_width_but_not_inside_others() -> None:
         WordSearch([" "])
 
 
+@pytest.mark.timeout(60)  # a screen that takes quadratic time needs far longer
 def test_screens_stay_linear_on_hostile_text() -> None:
     hostile = [
         "a" * 60_000,
@@ -298,13 +298,11 @@ def test_screens_stay_linear_on_hostile_text() -> None:
         "x@" + "a." * 30_000,
     ]
     search = WordSearch(["a" * 50 + "b"])
-    started = time.process_time()
     for text in hostile:
         find_personal_data(text)
         search.find(text)
         repair(text)
         sentences(text)
-    assert time.process_time() - started < 60  # a quadratic one takes hours
 
 
 def test_a_13_gram_of_an_evaluation_set_is_found(tmp_path: Path) -> None:

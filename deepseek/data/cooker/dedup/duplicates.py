@@ -6,7 +6,7 @@ Not here: texts that come block by block (`state`), and how well it went on a co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,7 +18,7 @@ from deepseek.data.cooker.dedup.exact import exact_hashes
 from deepseek.data.cooker.dedup.hamming import Wider, hamming_pairs
 from deepseek.data.cooker.dedup.jaccard import jaccard_pairs
 from deepseek.data.cooker.dedup.minhash import choose_bands, estimated_jaccard, minhash, minhash_pairs
-from deepseek.data.cooker.dedup.ngrams import NGrams
+from deepseek.data.cooker.dedup.ngrams import Features, NGrams
 from deepseek.data.cooker.dedup.simhash import simhash, simhash_twice
 from deepseek.errors import ConfigError
 
@@ -83,14 +83,19 @@ def find_duplicates(
         similarity = np.ones(len(earlier))
         clusters.join(earlier, later)
     else:
+        features: Features | None = None
         if method == "simhash":
-            earlier, later, similarity = _simhash_candidates(rows, distance, grams, verify, workers)
+            earlier, later, similarity, features = _simhash_candidates(rows, distance, grams, verify, workers)
         else:
             earlier, later, similarity = _minhash_candidates(rows, threshold, grams, workers)
             good = similarity >= (threshold - _ESTIMATE_SLACK if verify else threshold)
             earlier, later, similarity = earlier[good], later[good], similarity[good]
         if verify:
-            earlier, later, similarity = _verified(rows, earlier, later, threshold, grams, workers, clusters)
+
+            def similarities(one: Places, other: Places) -> NDArray[np.float64]:
+                return jaccard_pairs(rows, one, other, grams, workers, features)
+
+            earlier, later, similarity = _verified(earlier, later, threshold, clusters, similarities)
         else:
             clusters.join(earlier, later)
     ids = clusters.ids
@@ -114,7 +119,7 @@ def _exact_pairs(rows: Sequence[str]) -> tuple[Places, Places]:
 
 def _simhash_candidates(
     rows: Sequence[str], distance: int, grams: NGrams, verify: bool, workers: int | None
-) -> tuple[Places, Places, NDArray[np.float64]]:
+) -> tuple[Places, Places, NDArray[np.float64], Features | None]:
     """Return the pairs that SimHash proposes. With `verify` two independent codes of each text are searched.
 
     Each is complete for its distance, and a pair that both searches miss by a few bits is rare.
@@ -123,8 +128,8 @@ def _simhash_candidates(
         codes = simhash(rows, grams, workers)
         some = np.flatnonzero(codes)  # a text without features has the code 0, one with features hardly ever
         earlier, later, apart = hamming_pairs(codes[some], distance, workers)
-        return some[earlier], some[later], np.cos(np.pi * apart / 64)
-    one, other = simhash_twice(rows, grams, workers)
+        return some[earlier], some[later], np.cos(np.pi * apart / 64), None
+    one, other, features = simhash_twice(rows, grams, workers)
     some = np.flatnonzero(one)
     one, other = one[some], other[some]
     reach, total = distance + FIRST_SLACK, 2 * distance + BOTH_SLACK
@@ -132,7 +137,7 @@ def _simhash_candidates(
     pairs = np.unique(np.concatenate([later * len(some) + earlier for earlier, later, _ in found]))
     earlier, later = pairs % max(1, len(some)), pairs // max(1, len(some))
     apart = np.bitwise_count(one[earlier] ^ one[later])
-    return some[earlier], some[later], np.cos(np.pi * apart / 64)
+    return some[earlier], some[later], np.cos(np.pi * apart / 64), features
 
 
 def _minhash_candidates(
@@ -148,13 +153,11 @@ def _minhash_candidates(
 
 
 def _verified(
-    rows: Sequence[str],
     earlier: Places,
     later: Places,
     threshold: float,
-    grams: NGrams,
-    workers: int | None,
     clusters: Clusters,
+    similarities: Callable[[Places, Places], NDArray[np.float64]],
 ) -> tuple[Places, Places, NDArray[np.float64]]:
     """Join the pairs that are truly alike and return them; a pair whose two are joined already is passed over."""
     found = [(earlier[:0], later[:0], np.zeros(0))]
@@ -162,7 +165,7 @@ def _verified(
         one, other = earlier[low : low + _PAIRS_AT_ONCE], later[low : low + _PAIRS_AT_ONCE]
         apart = clusters.apart(one, other)
         one, other = one[apart], other[apart]
-        similarity = jaccard_pairs(rows, one, other, grams, workers)
+        similarity = similarities(one, other)
         good = similarity >= threshold
         clusters.join(one[good], other[good])
         found.append((one[good], other[good], similarity[good]))

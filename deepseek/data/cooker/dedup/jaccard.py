@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepseek.data.cooker.dedup.bucket_tables import ranges
-from deepseek.data.cooker.dedup.ngrams import HASH_BITS, Features, NGrams
+from deepseek.data.cooker.dedup.ngrams import HASH_BITS, Features, NGrams, join_features
 from deepseek.data.cooker.dedup.parallel import map_blocks, map_threads
 
 _PAIRS_AT_ONCE = 2048
@@ -23,23 +23,20 @@ def jaccard_pairs(
     other: NDArray[np.int64],
     ngrams: NGrams,
     workers: int | None = None,
+    features: Features | None = None,
 ) -> NDArray[np.float64]:
     """Return the Jaccard similarity of each pair `texts[one[i]]`, `texts[other[i]]`, float64 (pairs,).
 
-    0 where neither text has a feature. Only the texts that occur in a pair are read.
+    0 where neither text has a feature. Only texts that occur in a pair are read; none with the `features` of all.
     """
-    used = np.unique(np.concatenate([one, other]))
-    parts = map_blocks(ngrams.features, [texts[i] for i in used], workers)
-    hashes = np.concatenate([part.hashes for part in parts]) if parts else np.zeros(0, dtype=np.uint64)
-    lengths = [np.diff(part.offsets) for part in parts]
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(lengths or [used]))])
-    features = Features(hashes, offsets)
-    left, right = np.searchsorted(used, one), np.searchsorted(used, other)
+    if features is None:
+        used = np.unique(np.concatenate([one, other]))
+        features = join_features(map_blocks(ngrams.features, [texts[place] for place in used], workers))
+        one, other = np.searchsorted(used, one), np.searchsorted(used, other)
+    known = features
     starts = range(0, len(one), _PAIRS_AT_ONCE)
     found = map_threads(
-        lambda start: _similarities(
-            features, left[start : start + _PAIRS_AT_ONCE], right[start : start + _PAIRS_AT_ONCE]
-        ),
+        lambda start: _similarities(known, one[start : start + _PAIRS_AT_ONCE], other[start : start + _PAIRS_AT_ONCE]),
         iter(starts),
         workers,
     )

@@ -1,6 +1,6 @@
 """An index of MinHash signatures that grows block by block and proposes stored texts that share a band with new ones.
 
-A text costs 4 bytes a band: 128 bytes at a threshold of 0.7. Not here: the similarity of what is proposed.
+A text costs 6 bytes a band: 192 bytes at a threshold of 0.6. Not here: the similarity of what is proposed.
 """
 
 from __future__ import annotations

@@ -55,6 +55,13 @@ class NGrams:
         return _distinct(mixed(grams), tokens.offsets)
 
 
+def join_features(parts: Sequence[Features]) -> Features:
+    """Return the features of all texts of `parts`, one part after the other."""
+    lengths = np.concatenate([np.zeros(1, dtype=np.int64), *(np.diff(part.offsets) for part in parts)])
+    hashes = np.concatenate([np.zeros(0, dtype=np.uint64), *(part.hashes for part in parts)])
+    return Features(hashes, np.cumsum(lengths))
+
+
 def _distinct(hashes: NDArray[np.uint64], offsets: NDArray[np.int64]) -> Features:
     """Return each text's hashes once. They are told apart by 44 bits, so that one sort does for half a million texts.
 

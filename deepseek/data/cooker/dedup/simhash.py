@@ -14,12 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deepseek.data.cooker.dedup.ngrams import Features, NGrams, mixed
+from deepseek.data.cooker.dedup.ngrams import Features, NGrams, join_features, mixed
 from deepseek.data.cooker.dedup.parallel import map_blocks
 
 Words = NDArray[np.uint64]
 
 _LONG = 4096  # features: a longer text is counted by itself
+_REMEMBERED = 1 << 26  # characters
 _ONE = np.uint64(1)
 
 
@@ -33,17 +34,25 @@ def simhash(texts: Sequence[str], ngrams: NGrams | None = None, workers: int | N
     return np.concatenate(codes) if codes else np.zeros(0, dtype=np.uint64)
 
 
-def simhash_twice(texts: Sequence[str], ngrams: NGrams, workers: int | None = None) -> tuple[Words, Words]:
-    """Return the SimHash of each text and a second, independent one: 64 more bits to check a pair by."""
+def simhash_twice(
+    texts: Sequence[str], ngrams: NGrams, workers: int | None = None
+) -> tuple[Words, Words, Features | None]:
+    """Return the SimHash of each text and a second, independent one: 64 more bits to check a pair by.
 
-    def both(block: Sequence[str]) -> tuple[Words, Words]:
+    The features come too, for who wants to look at them again, where the texts have at most 64 million characters.
+    """
+    few = sum(map(len, texts)) <= _REMEMBERED
+
+    def both(block: Sequence[str]) -> tuple[Words, Words, Features | None]:
         features = ngrams.features(block)
-        return majority_bits(features), majority_bits(Features(mixed(~features.hashes), features.offsets))
+        second = majority_bits(Features(mixed(~features.hashes), features.offsets))
+        return majority_bits(features), second, features if few else None
 
     codes = map_blocks(both, texts, workers)
     if not codes:
-        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
-    return np.concatenate([one for one, _ in codes]), np.concatenate([other for _, other in codes])
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64), None
+    features = join_features([one for _, _, one in codes if one is not None]) if few else None
+    return np.concatenate([one for one, _, _ in codes]), np.concatenate([other for _, other, _ in codes]), features
 
 
 def majority_bits(features: Features) -> Words:
