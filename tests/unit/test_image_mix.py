@@ -72,23 +72,23 @@ class TestErasing:
 
 class TestMixUp:
     def test_pixels_and_labels_have_the_same_shares(self) -> None:
-        for sample in MixUp(0.4, 4).apply_batch(plain(), rng(1)):
+        for sample in MixUp(4, 0.4).apply_batch(plain(), rng(1)):
             numbers = torch.arange(4.0)
             assert float(sample["label"].sum()) == pytest.approx(1, abs=1e-6)
             assert torch.allclose(sample["pixel_values"], (sample["label"] * numbers).sum(), atol=1e-5)
             assert float(sample["label"][sample["index"]]) > 0
 
     def test_weights_are_of_the_beta_distribution(self) -> None:
-        mixed = [one for seed in range(300) for one in MixUp(0.5, 8).apply_batch(plain(8, (1, 1)), rng(seed))]
+        mixed = [one for seed in range(300) for one in MixUp(8, 0.5).apply_batch(plain(8, (1, 1)), rng(seed))]
         weights = np.array([float(one["label"][one["index"]]) for one in mixed])
         weights = weights[weights < 1 - 1e-6]  # partners of themselves
         assert weights.mean() == pytest.approx(0.5, abs=0.03)
         assert weights.var() == pytest.approx(1 / 8, abs=0.01)  # of Beta(a, a): 1 / (4 (2a + 1))
 
     def test_a_batch_of_one_and_p_0_only_make_shares(self) -> None:
-        alone = MixUp(1.0, 3).apply_batch(plain(1), rng())[0]
+        alone = MixUp(3, 1.0).apply_batch(plain(1), rng())[0]
         assert alone["label"].tolist() == [1, 0, 0]
-        for one, before in zip(MixUp(1.0, 4, p=0.0).apply_batch(plain(), rng()), plain(), strict=True):
+        for one, before in zip(MixUp(4, 1.0, p=0.0).apply_batch(plain(), rng()), plain(), strict=True):
             assert torch.equal(one["pixel_values"], before["pixel_values"])
             assert one["label"].tolist() == [float(i == before["label"]) for i in range(4)]
 
@@ -99,18 +99,18 @@ class TestMixUp:
     def test_bad_input(self) -> None:
         other = plain(1, (12, 15))[0]
         with pytest.raises(DataError, match="one shape"):
-            MixUp(1.0, 4).apply_batch([*plain(2), other], rng())
+            MixUp(4, 1.0).apply_batch([*plain(2), other], rng())
         with pytest.raises(DataError, match="no class"):
-            MixUp(1.0, 3).apply_batch(plain(4), rng())
+            MixUp(3, 1.0).apply_batch(plain(4), rng())
         with pytest.raises(DataError, match="mask"):
-            MixUp(1.0, 4).apply_batch(plain(mask=torch.zeros(12, 14)), rng())
+            MixUp(4, 1.0).apply_batch(plain(mask=torch.zeros(12, 14)), rng())
         with pytest.raises(DataError, match="'label'"):
-            MixUp(1.0, 4).apply_batch([{"pixel_values": torch.zeros(1, 2, 2)}], rng())
+            MixUp(4, 1.0).apply_batch([{"pixel_values": torch.zeros(1, 2, 2)}], rng())
         with pytest.raises(DataError, match="form"):
             label_shares(torch.zeros(3), 4)
         for alpha, labels, p in ((0.0, 2, 1.0), (1.0, 0, 1.0), (1.0, 2, 1.5), (math.inf, 2, 1.0)):
             with pytest.raises(ConfigError):
-                MixUp(alpha, labels, p)
+                MixUp(labels, alpha, p)
 
 
 class TestCutMix:
@@ -125,7 +125,7 @@ class TestCutMix:
         cut = 0
         for seed in range(20):
             masks = [{**one, "mask": torch.full((12, 14), one["index"])} for one in plain()]
-            for sample in CutMix(1.0, 4).apply_batch(masks, rng(seed)):
+            for sample in CutMix(4, 1.0).apply_batch(masks, rng(seed)):
                 seen = torch.bincount(sample["pixel_values"][0].long().flatten(), minlength=4) / (12 * 14)
                 assert torch.allclose(sample["label"], seen, atol=1e-6)
                 assert torch.equal(sample["pixel_values"][0].long(), sample["mask"])
@@ -138,7 +138,7 @@ class TestCutMix:
         assert np.mean(left) == pytest.approx(0.99, abs=0.001)
 
     def test_chains_with_mixup_in_a_pipeline(self) -> None:
-        pipeline = Pipeline([MixUp(0.4, 4, p=0.5), CutMix(1.0, 4, p=0.5)], seed=5)
+        pipeline = Pipeline([MixUp(4, 0.4, p=0.5), CutMix(4, 1.0, p=0.5)], seed=5)
         batch = pipeline(plain())
         assert batch["labels"].shape == (4, 4)
         assert torch.allclose(batch["labels"].sum(1), torch.ones(4))
@@ -149,15 +149,15 @@ class TestCutMix:
 
     def test_nothing_is_changed_in_place(self) -> None:
         samples = plain()
-        CutMix(1.0, 4).apply_batch(samples, rng(3))
-        MixUp(1.0, 4).apply_batch(samples, rng(3))
+        CutMix(4, 1.0).apply_batch(samples, rng(3))
+        MixUp(4, 1.0).apply_batch(samples, rng(3))
         for one, before in zip(samples, plain(), strict=True):
             assert torch.equal(one["pixel_values"], before["pixel_values"])
             assert one["label"] == before["label"]
 
     def test_refuses_boxes(self) -> None:
         with pytest.raises(DataError, match="boxes"):
-            CutMix(1.0, 4).apply_batch(plain(boxes=torch.zeros(0, 4)), rng())
+            CutMix(4, 1.0).apply_batch(plain(boxes=torch.zeros(0, 4)), rng())
 
 
 def scene(index: int, size: tuple[int, int]) -> Sample:

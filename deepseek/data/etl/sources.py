@@ -21,8 +21,11 @@ from deepseek.data.readers.json_line import parse_object
 from deepseek.data.record_forms import BadRecord
 from deepseek.errors import DataError, DeepSeekError
 
+GROUP_BITS = 40
+"""The place of a row of Parquet is its row group, shifted by so many bits, and its number in it."""
+
 _ROWS, _BYTES = 256, 1 << 20
-_KEY_END = re.compile(rb'"[ \t]*:')
+_KEY_END = re.compile(rb'"[ \t\r]*:')
 _plain = json.JSONDecoder(parse_constant=lambda name: _refuse(name))
 
 Refuse = Callable[[int, int, BadRecord, object], None]
@@ -40,7 +43,7 @@ def read_block(files: Sequence[InputFile], block: FileBlock, read: Read, refuse:
             elif file.format == "csv":
                 yield from _table(number, file, block, read, refuse)
             elif file.format == "parquet":
-                place = 0
+                place = block.start << GROUP_BITS
                 for rows in read_group(file.path, block.start):
                     yield [(number, place + offset, "", row) for offset, row in enumerate(rows)]
                     place += len(rows)

@@ -68,8 +68,8 @@ class Read:
         if self.format is not None:
             _check_choice("format to read", self.format, get_args(InputFormat))
         _check_choice("load", self.load, get_args(Load))
-        if not 1 <= self.block_bytes <= _MOST_BLOCK:
-            raise ConfigError("block_bytes is out of range", found=self.block_bytes, wanted=f"1 to {_MOST_BLOCK}")
+        if not 16 <= self.block_bytes <= _MOST_BLOCK:
+            raise ConfigError("block_bytes is out of range", found=self.block_bytes, wanted=f"16 to {_MOST_BLOCK}")
         if not 1 <= self.max_line_bytes <= _MOST_BLOCK:
             raise ConfigError("max_line_bytes is out of range", found=self.max_line_bytes, wanted=f"1 to {_MOST_BLOCK}")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n '):

@@ -86,8 +86,8 @@ class MixUp(BatchStage):
     gives: ClassVar[Domain] = Domain.PIXELS
     augments: ClassVar[bool] = True
 
-    alpha: float
     num_labels: int
+    alpha: float = 0.2
     p: float = 1.0
 
     def __post_init__(self) -> None:
@@ -121,8 +121,8 @@ class CutMix(BatchStage):
     gives: ClassVar[Domain] = Domain.PIXELS
     augments: ClassVar[bool] = True
 
-    alpha: float
     num_labels: int
+    alpha: float = 1.0
     p: float = 1.0
 
     def __post_init__(self) -> None:

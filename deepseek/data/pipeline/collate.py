@@ -97,7 +97,7 @@ def _refuse_shapes(name: str, values: list[Tensor], samples: Sequence[Sample], w
     other = next(place for place, value in enumerate(values) if value.shape != values[0].shape)
     raise DataError(
         f"the {name} of a batch differ in shape",
-        found=f"{tuple(values[0].shape)} and {tuple(values[other].shape)} (sample {samples[other].get('index', other)})",
+        found=f"{tuple(values[0].shape)} and {tuple(values[other].shape)}, sample {samples[other].get('index', other)}",
         wanted=wanted,
         fix="add Resize or Letterbox to the pipeline" if name in ("image", "pixel_values", "mask") else None,
     )
