@@ -2,8 +2,8 @@
 
 Ours and albumentations draw the same field: uniform noise (the faster of its two) blurred by sigma 4, times alpha from
 10 to 30. Shown only is its `approximate` road, which draws another field: the blur's kernel is cut at 2 sigma. MONAI's
-Rand2DElastic has no sigma: it moves control points `spacing` apart, set to give bends of like width and size. The peers
-may use every core; ours runs on one thread, as it does in a loader's worker, and gains nothing from more.
+Rand2DElastic has no sigma: it moves control points `spacing` apart, set to give bends of like width and size. All may
+use every core.
 """
 
 from __future__ import annotations
@@ -70,7 +70,6 @@ def _ours(image: np.ndarray, mask: np.ndarray) -> Warp:
 
     from deepseek.data.image.elastic import RandomElasticDeformation
 
-    torch.set_num_threads(1)
     stage, rng = RandomElasticDeformation(alpha=ALPHA, sigma=SIGMA), np.random.default_rng(1)
     sample = {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask).long()}
     return lambda: stage.apply(sample, rng)

@@ -240,7 +240,7 @@ def test_s5_sampling_with_a_processor_of_transformers() -> None:
     assert torch.equal(outputs[:, :3], input_ids) and outputs.shape[1] > 3
 
 
-def test_s0_bert_is_loaded_for_three_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s1_bert_is_loaded_for_three_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pretrained Chinese BERT by its name, a fresh head of three classes, checkpointing switched on."""
     from deepseek.models import BERT, BERTConfig
     from deepseek.nlp import BertForSequenceClassification
@@ -255,7 +255,7 @@ def test_s0_bert_is_loaded_for_three_classes(tmp_path: Path, monkeypatch: pytest
     assert model(torch.randint(40, (2, 7))).shape == (2, 3)
 
 
-def test_s2_a_conformer_is_built_from_yaml(tmp_path: Path) -> None:
+def test_s3_a_conformer_is_built_from_yaml(tmp_path: Path) -> None:
     """Name, encoder and decoder with the sample's sizes, in a file."""
     (tmp_path / "model.yaml").write_text(
         "model:\n  name: Conformer\n  encoder:\n    num_layers: 12\n    d_model: 512\n    attention_heads: 8\n"
@@ -268,7 +268,7 @@ def test_s2_a_conformer_is_built_from_yaml(tmp_path: Path) -> None:
     assert {p.shape[0] for name, p in model.named_parameters() if name == "ctc_head.weight"} == {5000}
 
 
-def test_s3_relative_positions_are_sines_and_cosines() -> None:
+def test_s4_relative_positions_are_sines_and_cosines() -> None:
     """Positions times inverse frequencies; sines first, then cosines."""
     from deepseek.nn import relative_position_encoding
 
@@ -276,3 +276,46 @@ def test_s3_relative_positions_are_sines_and_cosines() -> None:
     found = relative_position_encoding(pos, dim)
     angles = torch.tensor([[p / 10000 ** (2 * i / dim) for i in range(dim // 2)] for p in range(7)])
     torch.testing.assert_close(found, torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+
+def test_s3_a_pipeline_and_its_loader(tmp_path: Path) -> None:
+    """Resampling, masks and MFCC features in one pipeline, which collates the batches of a folder's recordings."""
+    from deepseek.data import DistributedDataset, FeatureExtract, Pipeline, Resample, SpecAugment
+    from deepseek.data.audio import write_audio
+
+    for number in range(5):
+        write_audio(tmp_path / f"{number}.wav", torch.randn(4000 + 400 * number) / 10, 8000)
+    data_pipeline = Pipeline(
+        [
+            Resample(target_sr=16000),
+            SpecAugment(freq_mask=10, time_mask=20),
+            FeatureExtract(type="mfcc", n_mels=80),
+        ]
+    )
+    dataset = DistributedDataset(str(tmp_path), batch_size=256, num_workers=8, collate_fn=data_pipeline)
+    (batch,) = list(dataset)
+    assert batch["input_features"].shape[0] == 5 and sorted(batch["index"].tolist()) == [0, 1, 2, 3, 4]
+    frames = [1 + (2 * (4000 + 400 * number) - 400) // 160 for number in sorted(range(5))]
+    assert sorted(batch["lengths"].tolist()) == frames
+
+
+def test_s1_elastic_deformation_takes_alpha_as_a_range() -> None:
+    """The augmentation of medical images, its strength drawn from 10 to 30; image and mask move together."""
+    from deepseek.data import Pipeline, RandomElasticDeformation
+
+    image = torch.randint(256, (1, 64, 64), dtype=torch.uint8)
+    sample = {"image": image, "mask": (image[0] > 127).long()}
+    moved = Pipeline([RandomElasticDeformation(alpha=(10, 30))])(sample)
+    assert moved["image"].shape == image.shape and not torch.equal(moved["image"], image)
+    assert moved["mask"].shape == image.shape[1:]
+
+
+def test_s2_hdf5_is_read_through_utils_data(tmp_path: Path) -> None:
+    """Volumes out of an HDF5 file, by a class beside torch's own data sets."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "ct.h5", "w") as file:
+        file["image"] = torch.arange(2 * 4 * 4 * 2).reshape(2, 1, 4, 4, 2).numpy().astype("float32")
+    dataset = ds.utils.data.H5Dataset(str(tmp_path / "ct.h5"))
+    loader = ds.utils.data.DataLoader(dataset, batch_size=2, num_workers=2)
+    (batch,) = list(loader)
+    assert batch["image"].shape == (2, 1, 4, 4, 2)

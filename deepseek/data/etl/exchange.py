@@ -1,7 +1,8 @@
 """What needs rows of several blocks: which rows are doubles, and the shuffled order; both by parts that fit in memory.
 
 Dedup moves keys of 16 bytes, not rows: blocks keep their rows and learn which to drop. Shuffle draws a random key for
-each row; part p of n takes the keys from p/n to (p+1)/n of their range out of all blocks. Not here: the files (`spill`).
+each row; part p of n takes the keys from p/n to (p+1)/n of their range out of all blocks. Not here: the
+files (`spill`).
 """
 
 from __future__ import annotations

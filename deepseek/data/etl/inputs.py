@@ -190,5 +190,3 @@ def _bounds(file: InputFile, read: Read) -> list[int]:
                 cuts.append(start)
         bounds = cuts
     return [*bounds, file.size]
-
-

@@ -52,7 +52,8 @@ class ParquetWriter:
 
     def __init__(self, path: Path, columns: Sequence[str], types: Sequence[str]) -> None:
         self._arrow, self._parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
-        self._path, self._writer = path, None
+        self._path = path
+        self._writer: Any = None
         self._names = tuple(columns)
         self._schema = arrow_schema(columns, types) if types else None
         self._held: list[Row] = []
@@ -108,5 +109,3 @@ def arrow_schema(columns: Sequence[str], types: Sequence[str]) -> Any:
                 f"unknown type of the column '{name}'", found=repr(kind), wanted="'int64', 'double', 'string', ..."
             ) from None
     return arrow.schema(fields)
-
-

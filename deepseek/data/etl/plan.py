@@ -101,9 +101,7 @@ class DataPipeline:
         """
         return self._with(Dedup(_names(key), method, threshold))
 
-    def split(
-        self, shares: Mapping[str, float], by: str | Sequence[str] | None = None, seed: int = 0
-    ) -> DataPipeline:
+    def split(self, shares: Mapping[str, float], by: str | Sequence[str] | None = None, seed: int = 0) -> DataPipeline:
         """Give each row to one of the folders named by `shares`, by a hash of its columns `by` (of the whole row).
 
         Rows with the same value stay together, and a row keeps its side when data is added.

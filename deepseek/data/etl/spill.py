@@ -9,13 +9,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepseek.data.etl.rows import Record, hash_of, key_getter, pack, unpack
 from deepseek.data.etl.steps import Dedup, Shuffle
+from deepseek.data.record_forms import BadRecord
 from deepseek.errors import DataError
 
 KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
@@ -29,13 +30,16 @@ class SpillWriter:
     def __init__(self, folder: Path, block: int, exchange: Dedup | Shuffle) -> None:
         self._folder, self._block, self._exchange = folder, block, exchange
         exact = isinstance(exchange, Dedup) and exchange.method == "exact"
-        self._key = key_getter(exchange.key) if isinstance(exchange, Dedup) else None
+        self._key = key_getter(exchange.key) if exact and isinstance(exchange, Dedup) else None
+        self._text = exchange.key[0] if isinstance(exchange, Dedup) and not exact else None
         self._hashes: bytearray | None = bytearray() if exact else None
         self._ends = array("q", [0])
         self._file: IO[bytes] = open(folder / "rows.bin", "wb", buffering=_AT_ONCE)
 
     def add(self, record: Record) -> None:
         """Add a record. Raises BadRecord where it can't be kept or has no key."""
+        if self._text is not None and not isinstance(record[3].get(self._text), str):
+            raise BadRecord(f"no text in the column '{self._text}'", type(record[3].get(self._text)).__name__)
         data = pack(record)
         key = b"" if self._key is None else self._key(record[3])
         if self._hashes is not None:
@@ -79,10 +83,11 @@ class SpillWriter:
         return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
 
 
-def load(path: Path) -> NDArray[np.generic]:
+def load(path: Path) -> NDArray[Any]:
     """Return an array of a spill, mapped from disk. Raises DataError where it is gone or damaged."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        loaded: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return loaded
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} can't be read", found=str(error)[:200], fix=_FIX) from None
 
@@ -97,5 +102,3 @@ def read_rows(folder: Path, first: int = 0, last: int | None = None) -> Iterator
                 yield unpack(handle.read(size))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} is damaged", found=str(error)[:200], fix=_FIX) from None
-
-

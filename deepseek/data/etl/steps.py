@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -44,9 +44,9 @@ def _check_seed(seed: int) -> None:
 class Step(ABC):
     """A step between reading and writing."""
 
+    @abstractmethod
     def words(self) -> str:
         """Return the step as it was written, short."""
-        return repr(self)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ class Read:
 
 
 @dataclass(frozen=True)
-class _Call(Step):
+class RowFunction(Step):
+    """A step that calls a function with a row."""
+
     function: Callable[[Row], Any]
 
     def __post_init__(self) -> None:
@@ -107,17 +109,17 @@ class _Call(Step):
 
 
 @dataclass(frozen=True)
-class Map(_Call):
+class Map(RowFunction):
     """One row to one row."""
 
 
 @dataclass(frozen=True)
-class Filter(_Call):
+class Filter(RowFunction):
     """Rows for which the function says yes."""
 
 
 @dataclass(frozen=True)
-class FlatMap(_Call):
+class FlatMap(RowFunction):
     """One row to any number of rows."""
 
 

@@ -133,12 +133,27 @@ def _deform(layers: Sequence[_Layer], moves: Iterable[Tensor], border: Border) -
     work = torch.float64 if any(layer.work == torch.float64 for layer in layers) else torch.float32
     for band in _bands(moves, layers[0].source.shape[2:], work):
         for layer, result in zip(layers, warped, strict=True):
-            source = layer.source[:, :, band.reach].to(work)
-            found = grid_sample(source, band.grid, mode=layer.mode, padding_mode=border, align_corners=False)
+            found = _look_up(layer.source[:, :, band.reach].to(work), band.grid, layer.mode, border)
             if result.dtype == torch.uint8 and layer.mode == "bilinear":
                 found = found.add_(0.5).to(torch.int32)  # uint8 from int32 takes half the time of that from float
-            result[:, :, band.rows] = found
+            rows = result[:, :, band.rows]
+            if len(found) == len(rows):
+                rows.copy_(found)
+            else:
+                rows.view(rows.shape[1], *found.shape[:1], *found.shape[2:]).movedim(1, 0).copy_(found)
     return warped
+
+
+def _look_up(source: Tensor, grid: Tensor, mode: str, border: str) -> Tensor:
+    """Return a band of the result (n, channels, rows, ...), or (threads, channels, rows / threads, ...) of one image.
+
+    torch shares a batch out among threads, but not one image: so its rows are made a batch.
+    """
+    threads = torch.get_num_threads()
+    if len(grid) == 1 and threads > 1 and grid.shape[1] % threads == 0:
+        grid = grid.view(threads, -1, *grid.shape[2:])
+        source = source.expand(threads, *source.shape[1:])
+    return grid_sample(source, grid, mode=mode, padding_mode=border, align_corners=False)
 
 
 def _split(field: Tensor) -> list[Tensor]:
@@ -151,18 +166,18 @@ def _split(field: Tensor) -> list[Tensor]:
 def _bands(moves: Iterable[Tensor], space: Sequence[int], dtype: torch.dtype) -> Iterator[_Band]:
     """Yield where to look for each band of displacements (n, dims, rows, ...) of an image of `space`."""
     start, dims = 0, len(space)
+    lines = [torch.arange(side, dtype=dtype).reshape(-1, *([1] * (dims - 1 - axis))) for axis, side in enumerate(space)]
+    centres = [(line * 2 + 1) / side - 1 for line, side in zip(lines, space, strict=True)]
     for move in moves:
         with torch.no_grad():
             rows = slice(start, start + move.shape[2])
             reach = _reach(rows, space[0], move[:, 0])
+            height = reach.stop - reach.start
+            centres[0] = lines[0][rows] * (2 / height) + ((1 - 2 * reach.start) / height - 1)
             planes = torch.empty(dims, len(move), *move.shape[2:], dtype=dtype, device=move.device)
-            sides = (reach.stop - reach.start, *space[1:])
-            firsts = (rows.start - reach.start, *([0] * (dims - 1)))
-            for axis in range(dims):
-                line = torch.arange(move.shape[axis + 2], dtype=dtype, device=move.device)
-                centres = ((line + firsts[axis]) * 2 + 1) / sides[axis] - 1
-                centres = centres.reshape(-1, *([1] * (dims - 1 - axis)))
-                torch.add(centres, move[:, axis].to(dtype), alpha=2 / sides[axis], out=planes[dims - 1 - axis])
+            for axis, side in enumerate((height, *space[1:])):
+                centre = centres[axis].to(move.device)
+                torch.add(centre, move[:, axis].to(dtype), alpha=2 / side, out=planes[dims - 1 - axis])
         yield _Band(rows, reach, planes.movedim(0, -1))
         start = rows.stop
 

@@ -49,7 +49,7 @@ class H5Dataset(Dataset[Any]):
     def __init__(
         self,
         paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-        fields: str | Sequence[str] | Mapping[str, str] | None = ("image", "label"),
+        fields: str | Sequence[str] | Mapping[str, str] | None = None,
         *,
         slices: slice | tuple[slice, ...] | None = None,
         patch: tuple[int, ...] | None = None,
