@@ -94,20 +94,28 @@ def run_plan(plan: DataPipeline, options: Options) -> RunReport:
     names = [plan.source.words(), *(step.words() for step in plan.steps), plan.sink.words()]
     report = RunReport([StepCount(f"{number}. {name}") for number, name in enumerate(names, 1)])
     state = _State(plan, options, place, tuple(files), cut_stages(plan.steps, plan.sink), report)
-    with folder_lock(place.folder):
-        described = _described(plan, plan.sink, files)
-        beside = None if options.bad_rows is None else Path(options.bad_rows).resolve()
-        done = place.begin(described, options.resume, beside)
-        if done is not None:
-            return _report_of(done["report"])
-        with _engine(options):
-            _run_stages(state)
-        _write_bad_rows(state)
-        report.files = [name for name, _ in state.written]
-        report.seconds = time.monotonic() - state.began
-        place.finish(described, asdict(report), state.written)
-    with contextlib.suppress(OSError):
-        place.folder.rmdir()
+    try:
+        with folder_lock(place.folder):
+            return _run_locked(state, plan.sink)
+    finally:
+        with contextlib.suppress(OSError):  # what a run needs to go on stays there
+            place.folder.rmdir()
+
+
+def _run_locked(state: _State, sink: Write) -> RunReport:
+    """Run a plan, the output folder being held."""
+    plan, options, place, report = state.plan, state.options, state.place, state.report
+    described = _described(plan, sink, state.files)
+    beside = None if options.bad_rows is None else Path(options.bad_rows).resolve()
+    done = place.begin(described, options.resume, beside)
+    if done is not None:
+        return _report_of(done["report"])
+    with _engine(options):
+        _run_stages(state)
+    _write_bad_rows(state)
+    report.files = [name for name, _ in sorted(state.written)]
+    report.seconds = time.monotonic() - state.began
+    place.finish(described, asdict(report), sorted(state.written))
     return report
 
 
