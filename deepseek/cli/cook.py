@@ -52,6 +52,9 @@ def cook(
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer.json to count tokens by; default: an estimate.")
     ] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=NAME", help="A key that stands for text, prompt or response.")
+    ] = None,
     start_over: Annotated[bool, typer.Option("--start-over", help="Don't go on with an interrupted run.")] = False,
     undo: Annotated[
         str | None, typer.Option(metavar="RULE", help="Undo a rule (or `all`): INPUT is then a cooked file.")
@@ -71,6 +74,8 @@ def cook(
       deepseek cook out.jsonl back.jsonl --undo quality
     """
     settings = _settings(config, without or [], keep_language or [], words, against or [], domain, embed, tokenizer)
+    if rename:
+        settings = settings.replace(rename={**settings.rename, **dict(map(_pair, rename))})
     if show_config:
         typer.echo(settings.to_yaml(), nl=False)
         return
@@ -85,6 +90,14 @@ def cook(
         cooker = DataCooker(settings, workers=workers, embed=embedder, progress=_shown_on(bar))
         result = cooker.run(source, output, report=report, resume=not start_over)
     _say(result, console)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """Return key and name of KEY=NAME. Raises ConfigError."""
+    key, equals, name = text.partition("=")
+    if not (key and equals and name):
+        raise ConfigError("--rename is wrong", found=text, wanted="KEY=NAME, such as question=prompt")
+    return key, name
 
 
 def _settings(

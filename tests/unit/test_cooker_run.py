@@ -11,6 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from deepseek.cli.app import app
 from deepseek.cli.cook import bert_embedder
 from deepseek.data.cooker import CookerConfig, DataCooker, Progress, restore
 from deepseek.data.cooker.page import render
@@ -243,3 +244,19 @@ def test_a_bert_folder_embeds_for_the_domain_rule(tmp_path: Path) -> None:
     library.save(str(tmp_path / "bert" / "tokenizer.json"))
     vectors = bert_embedder(tmp_path / "bert")(["river stone", " ".join(WORDS)])
     assert [tuple(one.shape) for one in vectors] == [(2, 16), (8, 16)]
+
+
+def test_other_keys_are_named_and_unreadable_input_writes_nothing(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [{"question": f"What is {n} and {n + 1} together?", "answer": f"It is {2 * n + 1}."} for n in range(3)]
+    source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(DataError, match="no line of .* could be read(.|\n)*--rename question=prompt"):
+        DataCooker(workers=1).run(source, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    names: Any = {"question": "prompt", "answer": "response"}
+    off: Any = {"quality": {"enabled": False}, "duplicates": {"enabled": False}}
+    DataCooker(CookerConfig(rename=names, **off), workers=1).run(source, target)
+    found = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    assert found == [{names[key]: value for key, value in row.items()} for row in rows]
+    with pytest.raises(ConfigError, match="KEY=NAME"):
+        CliRunner().invoke(app, ["cook", str(source), str(tmp_path / "x.jsonl"), "--rename", "a"], catch_exceptions=False)

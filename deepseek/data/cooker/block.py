@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from deepseek.data.cooker.config import CookerConfig
-from deepseek.data.cooker.draft import Change, Draft, Drop, parse, texts_of
+from deepseek.data.cooker.draft import Change, Draft, Drop, parse, renamed, texts_of
 from deepseek.data.cooker.hashing import Hashes
 from deepseek.data.cooker.line_counts import LineCounts
 from deepseek.data.cooker.repetition import repeated_share
@@ -120,7 +120,7 @@ def _parsed(raw: RawLine, config: CookerConfig, tally: Tally) -> Draft | None:
         if raw.bad is not None:
             reason, _, detail = raw.bad.partition(": ")
             raise BadRecord(reason, detail)
-        record = parse(raw.data, keep_surrogates=config.encoding.enabled)
+        record = parse(renamed(raw.data, config.rename), keep_surrogates=config.encoding.enabled)
     except BadRecord as bad:
         where = f"{raw.path}:{raw.line}"
         if config.on_error == "raise":

@@ -215,6 +215,8 @@ class CookerConfig(Config):
 
     on_error: Literal["raise", "skip"] = "skip"
     """A line that can't be read ends the run, or is counted in the report and passed over."""
+    rename: dict[str, Literal["text", "prompt", "response", "messages"]] = {}
+    """Keys of the input that stand for others, such as question: prompt and answer: response."""
     encoding: EncodingConfig = EncodingConfig()
     """Repair of wrongly decoded text."""
     language: LanguageConfig = LanguageConfig()

@@ -28,7 +28,7 @@ from deepseek.data.cooker.rules.window import Window
 from deepseek.data.cooker.source import Position, Source
 from deepseek.data.cooker.tally import Tally
 from deepseek.data.cooker.workers import cook_all, count_all
-from deepseek.errors import ConfigError, StorageError
+from deepseek.errors import ConfigError, DataError, StorageError
 from deepseek.files import folder_lock, sha256, write_json, write_text
 
 _SMALL = 4 << 20
@@ -154,6 +154,14 @@ class DataCooker:
                 commit(finished=False)
                 committed = time.monotonic()
                 wait = max(self.commit_seconds, _COMMIT_SHARE * (committed - now))
+        if tally.before.documents == 0 and tally.skipped:
+            folder.remove()  # there is nothing to go on with
+            raise DataError(
+                f"no line of {source.root} could be read",
+                found=tally.skip_examples[0],
+                fix="name the keys that hold the text: rename={'question': 'prompt', 'answer': 'response'}, "
+                "on the command line --rename question=prompt --rename answer=response",
+            )
         commit(finished=True)
 
     def _kitchen(self, source: Source, folder: WorkFolder) -> Kitchen:

@@ -7,6 +7,7 @@ response, where it came in that form), so that rules which repair look at each, 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -102,6 +103,17 @@ def parse(line: bytes, keep_surrogates: bool) -> Record:
         parse_line(json.dumps(_without_surrogates(json.loads(line))).encode())
     record: Record = json.loads(line)
     return record
+
+
+def renamed(line: bytes, names: Mapping[str, str]) -> bytes:
+    """Return the line of JSON with other keys: `names` says which key stands for text, prompt, response or messages."""
+    try:
+        record = json.loads(line) if names else None
+    except (ValueError, RecursionError):
+        return line  # `parse` says what is wrong
+    if not isinstance(record, dict):
+        return line
+    return json.dumps({names.get(key, key): value for key, value in record.items()}).encode()
 
 
 def _without_surrogates(value: Any) -> Any:

@@ -17,13 +17,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
-from typing import Any
 
+from deepseek.data.etl.outcome import Result, attempt, opened
 from deepseek.data.etl.steps import RowFunction
 from deepseek.data.etl.task import Job, Task, do_task
 from deepseek.errors import ConfigError, DataError
-
-Result = tuple[int, dict[str, Any]]
 
 
 class _Worker:
@@ -44,15 +42,16 @@ def run_local(job: Job, tasks: Sequence[Task], workers: int) -> Iterator[Result]
 def _in_processes(job: bytes, tasks: Sequence[Task], workers: int) -> Iterator[Result]:
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (job,))
     rest = iter(tasks)
-    running: dict[Future[dict[str, Any]], int] = {}
+    running: set[Future[bytes]] = set()
     try:
         while True:
             while len(running) < 2 * workers and (task := next(rest, None)) is not None:
-                running[pool.submit(_do, task)] = task.number
+                running.add(pool.submit(_do, task))
             if not running:
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield opened(future.result())
     except BrokenProcessPool:
         raise DataError(
             "a worker died",
@@ -121,5 +120,5 @@ def _leave_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _do(task: Task) -> dict[str, Any]:
-    return do_task(_Worker.job, task)
+def _do(task: Task) -> bytes:
+    return attempt(_Worker.job, task)

@@ -6,15 +6,15 @@ order of work changes nothing. Source: https://docs.ray.io/en/latest/data/api/do
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
-from deepseek.data.etl.task import Job, Task, do_task
-from deepseek.errors import DeepSeekError
+from deepseek.data.etl.outcome import Result, attempt, opened
+from deepseek.data.etl.task import Job, Task
 from deepseek.lazy import require
-
-Result = tuple[int, dict[str, Any]]
 
 
 def run_ray(job: Job, tasks: Sequence[Task], workers: int | None) -> Iterator[Result]:
@@ -23,35 +23,34 @@ def run_ray(job: Job, tasks: Sequence[Task], workers: int | None) -> Iterator[Re
     `workers` bounds how many run at once. Without Ray raises MissingExtraError.
     """
     data = require("ray.data", "cluster")
-    plans = [{"task": pickle.dumps(task)} for task in tasks]
-    compute = data.TaskPoolStrategy(size=workers)
-    done = data.from_items(plans, override_num_blocks=len(plans)).map_batches(
-        _Work(job), batch_size=1, compute=compute, batch_format="numpy", udf_modifying_row_count=False
-    )
-    for row in done.iter_rows():
-        number, values, error = pickle.loads(row["result"])  # noqa: S301  made by this program's own workers
-        if error is not None:
-            raise error
-        yield number, values
+    rows = [{"task": pickle.dumps(task)} for task in tasks]
+    compute = data.TaskPoolStrategy(size=None if workers is None else min(workers, len(tasks)))
+    done = data.from_items(rows, override_num_blocks=len(rows))
+    done = done.map_batches(_Work(job), batch_size=1, compute=compute, batch_format="numpy")
+    with closing(done.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0).__iter__()) as batches:
+        for batch in batches:
+            for result in batch["result"]:
+                yield opened(result)
 
 
-class started:
-    """A `with` block in which Ray runs: the one that is there, or one of this process that ends with the block."""
-
-    def __init__(self, workers: int | None) -> None:
-        self._ray = require("ray", "cluster")
-        self._workers = workers
-        self._ours = False
-
-    def __enter__(self) -> None:
-        if not self._ray.is_initialized():
-            self._ray.init(num_cpus=self._workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-            self._ours = True
-        self._ray.data.DataContext.get_current().enable_progress_bars = False
-
-    def __exit__(self, *_: Any) -> None:
-        if self._ours:
-            self._ray.shutdown()
+@contextmanager
+def ray_running(workers: int | None) -> Iterator[None]:
+    """Keep Ray running: the one that is there, or one of this process that ends with the block, with little noise."""
+    ray = require("ray", "cluster")
+    context = require("ray.data", "cluster").DataContext.get_current()
+    log, bars = logging.getLogger("ray.data"), context.enable_progress_bars
+    level, ours = log.level, not ray.is_initialized()
+    if ours:
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    log.setLevel(logging.ERROR)
+    context.enable_progress_bars = False
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = bars
+        log.setLevel(level)
+        if ours:
+            ray.shutdown()
 
 
 class _Work:
@@ -61,11 +60,5 @@ class _Work:
         self._job = job
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        results = []
-        for data in batch["task"]:
-            task = pickle.loads(data)  # noqa: S301  made by this program's own driver
-            try:
-                results.append(pickle.dumps((task.number, do_task(self._job, task), None)))
-            except DeepSeekError as error:
-                results.append(pickle.dumps((task.number, {}, error)))
-        return {"result": results}
+        tasks = [pickle.loads(data) for data in batch["task"]]  # noqa: S301  made by this program's own driver
+        return {"result": [attempt(self._job, task) for task in tasks]}

@@ -36,6 +36,8 @@ def _operator(number: int, step: Step, bad: BadRows, count: list[int]) -> Operat
         for record in records:
             try:
                 each(record, done)
+            except MemoryError:
+                raise  # another time there may be enough
             except Exception as error:
                 bad.add(name, record[0], record[1], explained(error), record[3])
                 refused += 1

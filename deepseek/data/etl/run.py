@@ -124,9 +124,9 @@ def _engine(options: Options) -> Iterator[None]:
     if options.engine == "local":
         yield
         return
-    from deepseek.data.etl.on_ray import started
+    from deepseek.data.etl.on_ray import ray_running
 
-    with started(options.workers):
+    with ray_running(options.workers):
         yield
 
 
