@@ -36,7 +36,7 @@ def test_a_module_of_torch_is_the_same_object_by_import() -> None:
     for name in (
         "nn.functional",
         "nn.modules.linear",
-        "utils.data",
+        "utils.data.distributed",
         "cuda.amp",
         "autograd.functional",
         "distributions.normal",

@@ -13,6 +13,10 @@ EXTRAS = {
     "report": ("matplotlib",),
     "tensorboard": ("tensorboard",),
     "nlp": ("transformers",),
+    "audio": ("soundfile",),
+    "vision": ("pillow",),
+    "data": ("h5py", "pyarrow"),
+    "cluster": ("ray",),
 }
 """The distributions of each extra, as pyproject.toml lists them (a test compares the two)."""
 

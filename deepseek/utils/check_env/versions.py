@@ -12,7 +12,7 @@ from deepseek.utils.check_env.torch_facts import TorchFacts
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 10)
 
-CORE = ("numpy", "safetensors", "pydantic", "PyYAML", "tokenizers", "typer", "rich")
+CORE = ("numpy", "safetensors", "pydantic", "PyYAML", "tokenizers", "typer", "rich", "Jinja2")
 """Distributions that everything needs, beside torch."""
 
 
