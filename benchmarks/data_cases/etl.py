@@ -2,8 +2,8 @@
 
 Lines per second, from files to files. The text is that of Python's own documentation in lines of about 100 characters.
 `loop` is what one writes by hand with `json`, in one process, without checks, restart or sync to disk; `pool` is the
-same by `multiprocessing` over parts of the file; `ray` is Ray Data's own `read_json`, `map`, `filter`, `write_json`. All
-but the loop may use every core.
+same by `multiprocessing` over parts of the file; `ray` is Ray Data's own `read_json`, `map`, `filter`, `write_json`.
+All but the loop may use every core.
 """
 
 from __future__ import annotations

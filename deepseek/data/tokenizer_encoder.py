@@ -19,6 +19,7 @@ _MAX_KNOWN_WORDS = 1 << 17
 _MAX_KNOWN_LENGTH = 64
 _MAX_DEPTH = 8
 _LONG_WORDS = 16  # characters: text whose words are longer on average has few that come again
+_LOOKED_AT = 512
 
 
 class Encoder:
@@ -86,13 +87,16 @@ class Encoder:
 
     def _encode_own(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text; words met before come from memory, others from the library, once each."""
+        long = [_has_long_words(text) for text in texts]
+        whole = iter(_ids(self._library, list(itertools.compress(texts, long))))
+        by_word = iter(self._encode_words([text for text, is_long in zip(texts, long, strict=True) if not is_long]))
+        return [next(whole if is_long else by_word) for is_long in long]
+
+    def _encode_words(self, texts: list[str]) -> list[list[int]]:
         if len(self._known) > _MAX_KNOWN_WORDS:
             self._known = {}  # another thread may still be reading the old one
         known = self._known
         words = [WORD.findall(text) for text in texts]
-        for place, text in enumerate(texts):
-            if len(text) > _LONG_WORDS * len(words[place]):
-                words[place] = [text]
         missing = list({word: None for text in words for word in text if word not in known})
         found = dict(zip(missing, _ids(self._library, missing), strict=True))
         known.update((word, ids) for word, ids in found.items() if len(word) <= _MAX_KNOWN_LENGTH)
@@ -131,6 +135,12 @@ class Encoder:
         parts = [text[begin:end] for begin, end in itertools.pairwise(cuts)]
         rest = self._encode_other(parts[1:], self._inside, depth + 1)
         return [*self._encode_other(parts[:1], library, depth + 1)[0], *itertools.chain.from_iterable(rest)]
+
+
+def _has_long_words(text: str) -> bool:
+    """Return whether a text's beginning has long words, as Chinese has: they hardly come again, so none is kept."""
+    start = text[:_LOOKED_AT]
+    return len(start) > _LONG_WORDS * len(WORD.findall(start))
 
 
 def _ids(library: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:

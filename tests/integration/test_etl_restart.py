@@ -1,4 +1,4 @@
-"""A plan killed at random points, stopped by a full disk and doubled: it goes on, no row is lost and none comes twice."""
+"""A plan killed at random points, stopped by a full disk and doubled: it goes on, each row comes once."""
 
 from __future__ import annotations
 

@@ -62,14 +62,22 @@ class BlockWriter:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def add(self, record: Record) -> None:
-        """Write a record. Raises BadRecord."""
-        split = record[2]
-        if split not in self._writers:
-            self._writers[split] = self._open(split)
-        writer = self._writers[split][1]
-        writer.add(record[3])
-        writer.rows += 1
+    def add_all(self, records: list[Record], refuse: Callable[[Record, BadRecord], None]) -> int:
+        """Write records, return how many; `refuse` is called with those that the format can't hold."""
+        done = 0
+        for record in records:
+            split = record[2]
+            if split not in self._writers:
+                self._writers[split] = self._open(split)
+            writer = self._writers[split][1]
+            try:
+                writer.add(record[3])
+            except BadRecord as bad:
+                refuse(record, bad)
+            else:
+                writer.rows += 1
+                done += 1
+        return done
 
     def close(self) -> list[Written]:
         """Finish all files and put them in their places; return them."""

@@ -25,6 +25,7 @@ GROUP_BITS = 40
 """The place of a row of Parquet is its row group, shifted by so many bits, and its number in it."""
 
 _ROWS, _BYTES = 256, 1 << 20
+_ENDS = frozenset({"", "\n", "\r\n"})
 _KEY_END = re.compile(rb'"[ \t\r]*:')
 _plain = json.JSONDecoder(parse_constant=lambda name: _refuse(name))
 
@@ -80,11 +81,12 @@ def _json_row(line: bytes) -> Row:
     """Return the object of a line; most lines are seen to be sound without the checks of `parse_object`."""
     if b"\\u" not in line and b"\0" not in line:
         try:
-            row = _plain.decode(line.decode())
+            text = line.decode()
+            row, end = _plain.raw_decode(text)
         except (ValueError, RecursionError, BadRecord):
             return parse_object(line.removesuffix(b"\n").removesuffix(b"\r"))
         # as many ends of keys as keys: none comes twice
-        if type(row) is dict and len(_KEY_END.findall(line)) == len(row):
+        if type(row) is dict and text[end:] in _ENDS and len(_KEY_END.findall(line)) == len(row):
             return row
     return parse_object(line.removesuffix(b"\n").removesuffix(b"\r"))
 

@@ -7,7 +7,7 @@ whole or not at all. Not here: finding duplicates and merging (`exchange`).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,8 +36,17 @@ class SpillWriter:
         self._ends = array("q", [0])
         self._file: IO[bytes] = open(folder / "rows.bin", "wb", buffering=_AT_ONCE)
 
-    def add(self, record: Record) -> None:
-        """Add a record. Raises BadRecord where it can't be kept or has no key."""
+    def add_all(self, records: list[Record], refuse: Callable[[Record, BadRecord], None]) -> int:
+        """Add records, return how many; `refuse` is called with those that can't be kept or have no key."""
+        before = len(self._ends)
+        for record in records:
+            try:
+                self._add(record)
+            except BadRecord as bad:
+                refuse(record, bad)
+        return len(self._ends) - before
+
+    def _add(self, record: Record) -> None:
         if self._text is not None and not isinstance(record[3].get(self._text), str):
             raise BadRecord(f"no text in the column '{self._text}'", type(record[3].get(self._text)).__name__)
         data = pack(record)

@@ -151,12 +151,8 @@ def _write(
     number, write = job.stage.write or (0, None)
     if write is None:
         return []
-    name = f"{number}. {write.words()}"
-    count = counts.setdefault(number, [0, 0, 0])
     with BlockWriter(place.root, write, task.number) as writer:
-        for some in records:
-            for record in some:
-                _add(writer, record, name, bad, count)
+        _add_all(writer, records, f"{number}. {write.words()}", bad, counts.setdefault(number, [0, 0, 0]))
         return [one._asdict() for one in writer.close()]
 
 
@@ -166,28 +162,26 @@ def _spill(
     number, exchange = job.stage.exchange or (0, None)
     if exchange is None:
         return 0, 0
-    name = f"{number}. {exchange.words()}"
     count = counts.setdefault(number, [0, 0, 0])
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_folder(folder, replace=True))
         writer = SpillWriter(temporary, task.number, exchange)
         stack.callback(writer.discard)
-        for some in records:
-            for record in some:
-                _add(writer, record, name, bad, count)
+        _add_all(writer, records, f"{number}. {exchange.words()}", bad, count)
         count[1] = 0  # counted where they come out
         return writer.close()
 
 
-def _add(writer: BlockWriter | SpillWriter, record: Record, name: str, bad: BadRows, count: list[int]) -> None:
-    count[0] += 1
-    try:
-        writer.add(record)
-    except BadRecord as error:
+def _add_all(
+    writer: BlockWriter | SpillWriter, records: Iterator[list[Record]], name: str, bad: BadRows, count: list[int]
+) -> None:
+    def refuse(record: Record, error: BadRecord) -> None:
         count[2] += 1
         bad.add(name, record[0], record[1], error, record[3])
-    else:
-        count[1] += 1
+
+    for some in records:
+        count[0] += len(some)
+        count[1] += writer.add_all(some, refuse)
 
 
 def _bytes_of(job: Job, block: FileBlock) -> int:

@@ -16,7 +16,7 @@ _BLOCK_CHARACTERS = 1 << 23
 
 
 def map_blocks(
-    function: Callable[[Sequence[str]], T], texts: Sequence[str], workers: int | None, block: int = 8192
+    function: Callable[[Sequence[str]], T], texts: Sequence[str], workers: int | None, block: int = 4096
 ) -> list[T]:
     """Return `function` of each `block` of `texts`, in order, on `workers` threads (all cores where None).
 
