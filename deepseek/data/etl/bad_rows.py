@@ -51,7 +51,7 @@ class BadRows:
         one = self._files[file]
         if one.format in ("jsonl", "text", "csv"):
             try:
-                line = self._numbers.at(one.path, place)
+                line = self._numbers.at(one.place, place)
             except OSError:
                 return f"{shown(one.path)}, byte {place}", None
             return f"{shown(one.path)}:{line}", line

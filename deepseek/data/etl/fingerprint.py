@@ -1,7 +1,8 @@
 """What a function is, as a hash: so that a run is not continued with other code.
 
 The hash covers name, bytecode, constants, defaults, what it closes over, and the functions and plain values of its own
-module that it uses. It does not see other modules, files or the clock. Not here: the rest of a plan (`run`).
+module that it uses. It does not see other modules, files or the clock; another
+version of Python counts as a change. Not here: the rest of a plan (`run`).
 """
 
 from __future__ import annotations

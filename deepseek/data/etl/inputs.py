@@ -49,9 +49,10 @@ _MOST_FILES = 256
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file as it was when the plan was made; `header` and `delimiter` of a table."""
+    """A file as it was when the plan was made, `place` its absolute path; `header` and `delimiter` of a table."""
 
     path: str
+    place: str
     size: int
     mtime_ns: int
     format: InputFormat
@@ -62,7 +63,7 @@ class InputFile:
     def check(self) -> None:
         """Raise DataError where the file is gone or is not what it was."""
         try:
-            status = os.stat(self.path)
+            status = os.stat(self.place)
         except OSError as error:
             raise DataError(f"can't read {shown(self.path)}", found=error.strerror) from None
         if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
@@ -119,6 +120,7 @@ def _matches(pattern: str) -> Iterator[str]:
 
 
 def _looked_at(path: str, read: Read) -> InputFile:
+    place = os.path.abspath(path)
     try:
         status = os.stat(path)
         form = read.format or _format_of(Path(path))
@@ -127,8 +129,8 @@ def _looked_at(path: str, read: Read) -> InputFile:
         if form == "csv" and status.st_size:
             header = find_header(Path(path), read.header, None, read.delimiter, read.encoding)
             names = (header.names, header.in_file, header.delimiter)
-            return InputFile(path, status.st_size, status.st_mtime_ns, form, *names)
-        return InputFile(path, status.st_size, status.st_mtime_ns, form)
+            return InputFile(path, place, status.st_size, status.st_mtime_ns, form, *names)
+        return InputFile(path, place, status.st_size, status.st_mtime_ns, form)
     except OSError as error:
         raise DataError(f"can't read {shown(path)}", found=error.strerror) from None
 

@@ -69,7 +69,7 @@ class RunReport:
 
     @property
     def rows_per_second(self) -> float:
-        """Rows read in a second of this run."""
+        """Rows read in a second of this run; too many where blocks are from before."""
         return self.rows_read / self.seconds if self.seconds > 0 else 0.0
 
     def __str__(self) -> str:

@@ -218,8 +218,8 @@ def _done_by(options: Options, job: Job, tasks: Sequence[Task]) -> Iterator[tupl
     if not tasks:
         return iter(())
     if options.engine == "local":
-        workers = options.workers if options.workers is not None else len(os.sched_getaffinity(0))
-        return run_local(job, tasks, workers)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return run_local(job, tasks, cores if options.workers is None else options.workers)
     from deepseek.data.etl.on_ray import run_ray
 
     return run_ray(job, tasks, options.workers)

@@ -45,7 +45,7 @@ def read_block(files: Sequence[InputFile], block: FileBlock, read: Read, refuse:
                 yield from _table(number, file, block, read, refuse)
             elif file.format == "parquet":
                 place = block.start << GROUP_BITS
-                for rows in read_group(file.path, block.start):
+                for rows in read_group(file.place, block.start):
                     yield [(number, place + offset, "", row) for offset, row in enumerate(rows)]
                     place += len(rows)
             else:
@@ -60,7 +60,7 @@ def _lines(number: int, file: InputFile, block: FileBlock, read: Read, refuse: R
     parse = _json_row if file.format == "jsonl" else _text_row
     held: list[Record] = []
     size = 0
-    for place, line in lines_between(file.path, block.start, block.end, read.max_line_bytes):
+    for place, line in lines_between(file.place, block.start, block.end, read.max_line_bytes):
         try:
             if line is None:
                 raise BadRecord("line too long", f"more than {read.max_line_bytes} bytes")
@@ -106,7 +106,7 @@ def _text_row(line: bytes) -> Row:
 
 def _table(number: int, file: InputFile, block: FileBlock, read: Read, refuse: Refuse) -> Iterator[list[Record]]:
     held: list[Record] = []
-    rows = csv_rows(file.path, block.start, block.end, file.delimiter, read.encoding, read.max_line_bytes)
+    rows = csv_rows(file.place, block.start, block.end, file.delimiter, read.encoding, read.max_line_bytes)
     header = file.header_in_file and block.start == 0
     for place, cells in rows:
         if header and not isinstance(cells, BadRecord) and cells:
@@ -139,13 +139,13 @@ def _media_row(file: InputFile, read: Read) -> Row:
     if read.load == "path":
         return {"path": file.path}
     if read.load == "bytes":
-        return {"path": file.path, "bytes": Path(file.path).read_bytes()}
+        return {"path": file.path, "bytes": Path(file.place).read_bytes()}
     if file.format == "audio":
         from deepseek.data.audio.io import read_audio
 
-        waveform, rate = read_audio(file.path, mono=False)
+        waveform, rate = read_audio(file.place, mono=False)
         samples = waveform[0] if len(waveform) == 1 else waveform
         return {"path": file.path, "sample_rate": rate, "samples": samples.numpy()}
     from deepseek.data.image.decode import read_image
 
-    return {"path": file.path, "image": read_image(file.path).contiguous().numpy()}
+    return {"path": file.path, "image": read_image(file.place).contiguous().numpy()}

@@ -84,12 +84,13 @@ class Workplace:
         elif done is not None:
             _compare(done.get("plan", {}), plan, self.root)
             if all(_has(self.root / name, size) for name, size in done["files"]):
+                self.forget()  # what a kill at the very end left
                 return done
             self._clear(done, None)
             done = None
         if going is None:
             self._refuse_strange_files(beside)
-            shutil.rmtree(self.folder / "stage-0", ignore_errors=True)
+            self.forget()
             write_json(self.folder / "plan.json", plan)
         for folder in (self.root, *(path for path in self.root.glob("*") if path.is_dir()), *self._stages()):
             sweep_temporaries(folder)
@@ -97,6 +98,9 @@ class Workplace:
 
     def finish(self, plan: Mapping[str, Any], report: Mapping[str, Any], files: list[tuple[str, int]]) -> None:
         """Say what the output is, and remove what was needed on the way."""
+        for split in plan["splits"]:  # of workers that outlived a program that was killed
+            for path in (self.root / split).glob(f"{PARTS}.tmp-*"):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         values = {"format": FORMAT, "report": report, "files": files, "plan": plan}
         write_json(self.root / MANIFEST, values)
         self.forget()

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from deepseek.data.loaders.fetch import BatchMaker, Made, explained
 from deepseek.data.loaders.shared_memory import Outbox
 from deepseek.errors import DataError
+from deepseek.hardware import keep_freed_memory
 
 STOP = b""
 _LOOK_FOR_PARENT = 1.0
@@ -73,6 +74,7 @@ def run_worker(connection: Connection, maker: BatchMaker, worker: int, reading: 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    keep_freed_memory()
     parent = os.getppid()
     outbox = Outbox(connection)
 
