@@ -16,7 +16,6 @@ import torch
 
 from deepseek.errors import ConfigError, did_you_mean
 
-
 _FREED = 30 << 20  # just below the largest size (32 MiB) at which glibc still learns
 
 

@@ -259,4 +259,5 @@ def test_other_keys_are_named_and_unreadable_input_writes_nothing(tmp_path: Path
     found = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     assert found == [{names[key]: value for key, value in row.items()} for row in rows]
     with pytest.raises(ConfigError, match="KEY=NAME"):
-        CliRunner().invoke(app, ["cook", str(source), str(tmp_path / "x.jsonl"), "--rename", "a"], catch_exceptions=False)
+        command = ["cook", str(source), str(tmp_path / "x.jsonl"), "--rename", "a"]
+        CliRunner().invoke(app, command, catch_exceptions=False)

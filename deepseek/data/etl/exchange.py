@@ -21,7 +21,7 @@ from deepseek.errors import DataError
 from deepseek.files import atomic_path
 
 DROP = np.dtype([("block", "<i8"), ("row", "<i8")])
-ROWS_OF_PART = 2_000_000
+ROWS_OF_PART = 1_000_000
 _LOOK_AT = 4096
 
 

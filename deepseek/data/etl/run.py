@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deepseek.data.etl.exchange import ROWS_OF_PART
 from deepseek.data.etl.fingerprint import fingerprint
@@ -20,15 +20,13 @@ from deepseek.data.etl.local import run_local
 from deepseek.data.etl.parquet import arrow_schema
 from deepseek.data.etl.report import Progress, RunReport, StepCount
 from deepseek.data.etl.stages import Stage, cut_stages
-from deepseek.data.etl.steps import Read, Split, Write
+from deepseek.data.etl.steps import Plan, Read, Split, Write
 from deepseek.data.etl.task import Job, Task
 from deepseek.data.etl.workplace import FORMAT, Workplace
 from deepseek.data.readers.tree import shown
 from deepseek.errors import ConfigError, DataError, did_you_mean
 from deepseek.files import atomic_path, folder_lock, storage_errors
 
-if TYPE_CHECKING:
-    from deepseek.data.etl.plan import DataPipeline
 
 _ENGINES = ("local", "ray")
 _SMALL_PARTS = 64
@@ -67,7 +65,7 @@ class Options:
 class _State:
     """A run in progress."""
 
-    plan: DataPipeline
+    plan: Plan
     options: Options
     place: Workplace
     files: tuple[InputFile, ...]
@@ -79,7 +77,7 @@ class _State:
     columns: dict[str, str] = field(default_factory=dict)
 
 
-def run_plan(plan: DataPipeline, options: Options) -> RunReport:
+def run_plan(plan: Plan, options: Options) -> RunReport:
     """Run a plan; see `DataPipeline.run`."""
     options.check()
     if plan.sink is None:
@@ -148,7 +146,7 @@ def _check_paths(read: Read, files: Sequence[InputFile], root: Path, bad_rows: s
             raise ConfigError("bad_rows is one of the inputs", found=bad_rows, fix="choose another file")
 
 
-def _described(plan: DataPipeline, sink: Write, files: Sequence[InputFile]) -> dict[str, Any]:
+def _described(plan: Plan, sink: Write, files: Sequence[InputFile]) -> dict[str, Any]:
     """Return all that the output depends on, as plain values."""
     steps = [{"words": plan.source.words(), "hash": fingerprint(asdict(plan.source))}]
     for step in plan.steps:

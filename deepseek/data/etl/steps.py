@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from deepseek.data.etl.rows import Row
 from deepseek.errors import ConfigError, did_you_mean
@@ -216,3 +216,16 @@ class Write:
         """Return the step as it was written, short."""
         columns = f", columns={dict(zip(self.columns, self.types, strict=True)) if self.types else self.columns}"
         return f"write({self.path!r}, format={self.format!r}{columns if self.columns else ''})"
+
+
+class Plan(Protocol):
+    """What is read, the steps, and what is written: the parts of a `DataPipeline`."""
+
+    @property
+    def source(self) -> Read: ...
+
+    @property
+    def steps(self) -> tuple[Step, ...]: ...
+
+    @property
+    def sink(self) -> Write | None: ...
