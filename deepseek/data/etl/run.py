@@ -27,7 +27,6 @@ from deepseek.data.readers.tree import shown
 from deepseek.errors import ConfigError, DataError, did_you_mean
 from deepseek.files import atomic_path, folder_lock, storage_errors
 
-
 _ENGINES = ("local", "ray")
 _SMALL_PARTS = 64
 _PART_BYTES = 64 << 20
