@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deepseek.data.cooker.config import CookerConfig
     from deepseek.data.cooker.cooker import DataCooker
     from deepseek.data.corpus import python_corpus, write_python_corpus
+    from deepseek.data.etl.plan import DataPipeline
     from deepseek.data.image.affine import RandomAffine
     from deepseek.data.image.color import ColorJitter, Grayscale
     from deepseek.data.image.crop import CenterCrop, RandomCrop, RandomResizedCrop
@@ -57,6 +58,7 @@ __all__ = [
     "CutMix",
     "DataCooker",
     "Deltas",
+    "DataPipeline",
     "DistributedDataset",
     "Document",
     "Domain",
@@ -121,6 +123,7 @@ __getattr__, __dir__ = lazy_names(
         "CutMix": "deepseek.data.image.mix:CutMix",
         "DataCooker": "deepseek.data.cooker.cooker:DataCooker",
         "Deltas": "deepseek.data.audio.features:Deltas",
+        "DataPipeline": "deepseek.data.etl.plan:DataPipeline",
         "DistributedDataset": "deepseek.data.loaders.distributed_dataset:DistributedDataset",
         "Document": "deepseek.data.records:Document",
         "Domain": "deepseek.data.pipeline.stage:Domain",

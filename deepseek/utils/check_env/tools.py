@@ -16,7 +16,7 @@ EXTRAS = {
     "audio": ("soundfile",),
     "vision": ("pillow",),
     "data": ("h5py", "pyarrow"),
-    "cluster": ("ray",),
+    "cluster": ("cloudpickle", "ray"),
 }
 """The distributions of each extra, as pyproject.toml lists them (a test compares the two)."""
 
