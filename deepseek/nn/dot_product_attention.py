@@ -1,8 +1,8 @@
 """Scaled dot-product attention, in the form that is fastest where it runs.
 
-Dims: batch, num_heads, time, head_dim. torch's fused kernel serves GPUs, inference and float32; for training on a CPU in
-16 bits the plain matrix products are faster (measured: +18% training speed for a 13.9M GPT at 256 tokens, compiled) as
-long as the (time, key_time) scores are small.
+Dims: batch, num_heads, time, head_dim. torch's fused kernel serves GPUs, inference and float32; for training on a CPU
+in 16 bits the plain matrix products are faster (measured: +18% training speed for a 13.9M GPT at 256 tokens, compiled)
+as long as the (time, key_time) scores are small.
 Source: Vaswani et al. 2017, "Attention Is All You Need", arXiv:1706.03762.
 """
 
