@@ -6,7 +6,7 @@ Not here: files, line numbers and the policy for bad lines (`records`).
 from __future__ import annotations
 
 import json
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 Role = Literal["system", "user", "assistant"]
 
@@ -62,22 +62,28 @@ def plain_text(line: str) -> str | None:
     return text
 
 
-def parse_line(line: bytes) -> Record:
-    """Return the record that one line of UTF-8 JSON holds. Raises BadRecord."""
+def parse_object(line: bytes, decoder: json.JSONDecoder) -> dict[str, Any]:
+    """Return the JSON object on one line of UTF-8, as `decoder` reads it. Raises BadRecord."""
     if b"\0" in line:
         raise BadRecord("NUL bytes")
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = decoder.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BadRecord("not valid UTF-8", f"byte {error.start + 1} of the line") from None
     except json.JSONDecodeError as error:
         raise BadRecord("not valid JSON", f"{error.msg}, column {error.colno}") from None
     except RecursionError:
         raise BadRecord("not valid JSON", "nested too deeply") from None
-    except ValueError as error:
+    except ValueError as error:  # a number with thousands of digits
         raise BadRecord("not valid JSON", str(error)) from None
     if not isinstance(record, dict):
-        raise BadRecord("not a JSON object", f"found {type(record).__name__}; wanted {RECORD_FORMS}")
+        raise BadRecord("not a JSON object", f"found {type(record).__name__}")
+    return record
+
+
+def parse_line(line: bytes) -> Record:
+    """Return the record that one line of UTF-8 JSON holds. Raises BadRecord."""
+    record = parse_object(line, _decoder)
     forms = [form for form in (("text",), ("prompt", "response"), ("messages",)) if all(key in record for key in form)]
     if len(forms) != 1:
         if forms:

@@ -9,6 +9,7 @@ import json
 import re
 from typing import Any, NoReturn
 
+from deepseek.data import record_forms
 from deepseek.data.record_forms import BadRecord
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -20,20 +21,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     Refused besides broken JSON: NUL bytes, a key that comes twice, NaN and Infinity (which are not JSON), and text
     with half of a surrogate pair, which no UTF-8 file could hold again.
     """
-    if b"\0" in line:
-        raise BadRecord("NUL bytes")
-    try:
-        record = _DECODER.decode(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadRecord("not valid UTF-8", f"byte {error.start + 1} of the line") from None
-    except json.JSONDecodeError as error:
-        raise BadRecord("not valid JSON", f"{error.msg}, column {error.colno}") from None
-    except RecursionError:
-        raise BadRecord("not valid JSON", "nested too deeply") from None
-    except ValueError as error:  # a number with thousands of digits
-        raise BadRecord("not valid JSON", str(error)) from None
-    if not isinstance(record, dict):
-        raise BadRecord("not a JSON object", f"found {type(record).__name__}")
+    record = record_forms.parse_object(line, _DECODER)
     if _SURROGATE.search(line):
         try:
             json.dumps(record, ensure_ascii=False).encode("utf-8")
