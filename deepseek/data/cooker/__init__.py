@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from deepseek.data.cooker.mojibake import repair
     from deepseek.data.cooker.result import CookReport
     from deepseek.data.cooker.rules.personal_data import find_personal_data
-    from deepseek.data.cooker.sentences import sentences
+    from deepseek.data.cooker.sentence_split import sentences
     from deepseek.data.cooker.undo import restore
     from deepseek.data.cooker.word_search import WordSearch
 
@@ -43,6 +43,6 @@ __getattr__, __dir__ = lazy_names(
         "identify": "deepseek.data.cooker.language:identify",
         "repair": "deepseek.data.cooker.mojibake:repair",
         "restore": "deepseek.data.cooker.undo:restore",
-        "sentences": "deepseek.data.cooker.sentences:sentences",
+        "sentences": "deepseek.data.cooker.sentence_split:sentences",
     },
 )

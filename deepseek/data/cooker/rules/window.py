@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from deepseek.data.cooker.config import WindowConfig
 from deepseek.data.cooker.draft import Draft
 from deepseek.data.cooker.length import TokenCounter
-from deepseek.data.cooker.sentences import sentences
+from deepseek.data.cooker.sentence_split import sentences
 
 _BETWEEN = "\n\n"
 
