@@ -211,12 +211,14 @@ def test_ctrl_c_and_a_killed_parent_leave_no_process(ending: signal.Signals) -> 
     assert child.stdout is not None
     pids = json.loads(child.stdout.readline())
     assert len(pids) == 3
+    time.sleep(0.2)  # not while the line above is still being written
     if ending == signal.SIGINT:
         os.killpg(child.pid, ending)  # a terminal sends it to every process of the group
     else:
         child.kill()
     out, err = child.communicate(timeout=30)
-    assert (out.strip(), err) == (("0", "") if ending == signal.SIGINT else ("", ""))
+    expected = ("0", "", 0) if ending == signal.SIGINT else ("", "", -signal.SIGKILL)
+    assert (out.strip(), err, child.returncode) == expected
     limit = time.monotonic() + 20
     while any(map(psutil.pid_exists, pids)) and time.monotonic() < limit:
         time.sleep(0.05)
