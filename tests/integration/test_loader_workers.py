@@ -177,8 +177,9 @@ def test_memory_stays_flat_over_epochs(tmp_path: Path) -> None:
 
 
 CHILD = """
-import json, multiprocessing, sys, time
+import json, multiprocessing, signal, sys, time
 import torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 from deepseek.data.loaders import DistributedDataset
 
 class Slow:
