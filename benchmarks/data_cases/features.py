@@ -123,6 +123,9 @@ _worker: dict[str, Any] = {}
 def _start(measure: str, contestant: str, folder: str) -> None:
     import numpy as np
 
+    from deepseek.hardware import keep_freed_memory
+
+    keep_freed_memory()  # for all contestants, as a loader's worker does
     _worker["clips"] = np.load(Path(folder) / "clips.npy")
     if contestant == OURS:
         import torch
