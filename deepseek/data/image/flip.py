@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,12 +40,9 @@ class HorizontalFlip(SampleStage):
 
     def apply(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return the sample, mirrored or not. Raises DataError for an image of another form."""
-        image = sample_image(sample, flat=False)
-        if rng.random() >= self.p:
-            return dict(sample)
-        mask: dict[str, Any] = {"mask": horizontal_flip(sample["mask"])} if sample.get("mask") is not None else {}
-        matrix: Matrix = ((-1.0, 0.0, float(image.shape[-1])), (0.0, 1.0, 0.0))
-        return {**sample, "image": horizontal_flip(image), **mask, **boxes_moved(sample, matrix)}
+        width = float(sample_image(sample, flat=False).shape[-1])
+        mirrored = rng.random() < self.p
+        return _flipped(sample, horizontal_flip, ((-1.0, 0.0, width), (0.0, 1.0, 0.0))) if mirrored else dict(sample)
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,12 @@ class VerticalFlip(SampleStage):
 
     def apply(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return the sample, mirrored or not. Raises DataError for an image of another form."""
-        image = sample_image(sample, flat=False)
-        if rng.random() >= self.p:
-            return dict(sample)
-        mask: dict[str, Any] = {"mask": vertical_flip(sample["mask"])} if sample.get("mask") is not None else {}
-        matrix: Matrix = ((1.0, 0.0, 0.0), (0.0, -1.0, float(image.shape[-2])))
-        return {**sample, "image": vertical_flip(image), **mask, **boxes_moved(sample, matrix)}
+        height = float(sample_image(sample, flat=False).shape[-2])
+        mirrored = rng.random() < self.p
+        return _flipped(sample, vertical_flip, ((1.0, 0.0, 0.0), (0.0, -1.0, height))) if mirrored else dict(sample)
+
+
+def _flipped(sample: Sample, flip: Callable[[Tensor], Tensor], matrix: Matrix) -> Sample:
+    """Return the sample with `flip` done to image and mask, and `matrix`, which says the same, to the boxes."""
+    mask: dict[str, Any] = {"mask": flip(sample["mask"])} if sample.get("mask") is not None else {}
+    return {**sample, "image": flip(sample["image"]), **mask, **boxes_moved(sample, matrix)}
