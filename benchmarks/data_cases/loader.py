@@ -1,6 +1,6 @@
 """Small samples per second through worker processes: what the loader itself costs.
 
-Ours is `DistributedDataset`; the peer is torch's DataLoader with persistent workers and `prefetch_factor` 4, on the
+Ours is `DistributedDataset`; the peer is torch's DataLoader with an endless sampler and `prefetch_factor` 4, on the
 same dataset, in the same batch size. Both join samples by the same function. Items are samples.
 """
 
@@ -61,15 +61,24 @@ def ours(data: Rows) -> Iterator[Any]:
     return DistributedDataset(data, BATCH, WORKERS, default_collate, prefetch=4).iterate()
 
 
+class Endless:
+    """One shuffled epoch after another, so that the peer reads ahead over their ends as ours does."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield from torch.randperm(self.count).tolist()
+
+
 def theirs(data: Rows) -> Iterator[Any]:
     """Return batches without end."""
     loader: DataLoader[Any] = DataLoader(
         data,  # type: ignore[arg-type]
         BATCH,
-        shuffle=True,
+        sampler=Endless(len(data)),  # type: ignore[arg-type]
         num_workers=WORKERS,
-        persistent_workers=True,
         prefetch_factor=4,
     )
-    while True:
-        yield from loader
+    yield from loader
