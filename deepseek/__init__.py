@@ -21,6 +21,7 @@ _NAMES = {
     "load": "deepseek.bundle:load",
     "static": "deepseek.export.static:static",
     "autograd": "deepseek.autograd",
+    "callbacks": "deepseek.callbacks",
     "compress": "deepseek.compress",
     "cuda": "deepseek.cuda",
     "data": "deepseek.data",
@@ -28,6 +29,8 @@ _NAMES = {
     "errors": "deepseek.errors",
     "evaluate": "deepseek.evaluate",
     "export": "deepseek.export",
+    "faults": "deepseek.faults",
+    "metrics": "deepseek.metrics",
     "models": "deepseek.models",
     "nlp": "deepseek.nlp",
     "nn": "deepseek.nn",
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from torch import *  # noqa: F403
 
     from deepseek import autograd as autograd
+    from deepseek import callbacks as callbacks
     from deepseek import cuda as cuda
     from deepseek import distributed as distributed
     from deepseek import nlp as nlp

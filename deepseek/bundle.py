@@ -9,7 +9,7 @@ Not here: checkpoints (what a run needs to go on).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deepseek.config import Config
-from deepseek.data import Tokenizer
+from deepseek.data import Pipeline, Tokenizer
 from deepseek.errors import BundleError, ConfigError, ModelError, TokenizerError, did_you_mean
 from deepseek.files import atomic_folder, atomic_path
 from deepseek.golden import Golden, check_golden, make_golden
@@ -32,6 +32,7 @@ from deepseek.registry import MODELS, TASKS, resolve
 from deepseek.yaml_source import YamlSource, parse_yaml, read_yaml
 
 FORMAT_VERSION = 1
+_TOKENIZER = "tokenizer.json"
 
 
 class BundleConfig(Config):
@@ -41,6 +42,13 @@ class BundleConfig(Config):
     """Version of the bundle format; this release reads version 1."""
     task: str = "language_modeling"
     """What the model is for."""
+    task_settings: dict[str, Any] = Field(default_factory=dict)
+    """The task's settings, as `deepseek.tasks.build.build_task` takes them."""
+    labels: list[str] = Field(default_factory=list)
+    """Names of the classes, in the order of the model's outputs."""
+    pipeline: list[dict[str, Any]] = Field(default_factory=list)
+    """The stages that make of a sample what the model takes, as `deepseek.data.Pipeline.to_config` gives them. A
+    stage whose tokenizer is `tokenizer.json` uses the bundle's."""
     model: dict[str, Any]
     """The template's name and its config."""
     tied: dict[str, str] = Field(default_factory=dict)
@@ -75,6 +83,27 @@ class Bundle:
         found = sorted(path for path in self.path.rglob("*") if path.is_file())
         return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in found}
 
+    @property
+    def pipeline_stages(self) -> list[dict[str, Any]]:
+        """The stages of `config.pipeline`, with the place where the bundle's tokenizer lies."""
+        place = str(self.path / _TOKENIZER)
+        return [
+            {**one, "tokenizer": place} if one.get("tokenizer") == _TOKENIZER else one for one in self.config.pipeline
+        ]
+
+    def pipeline(self) -> Pipeline | None:
+        """Return what makes batches of samples for the model; None where the bundle has no stages.
+
+        Raises BundleError for a `.pt` file whose stages need its tokenizer as a file, ConfigError for wrong stages.
+        """
+        if not self.config.pipeline:
+            return None
+        if self.path.is_file() and self.pipeline_stages != self.config.pipeline:
+            raise BundleError(
+                f"{self.path} is one file, and its pipeline needs tokenizer.json", fix="save the model as a folder"
+            )
+        return Pipeline.from_config(self.pipeline_stages)
+
     def verify(self) -> None:
         """Answer the golden samples. Raises BundleError when the model answers differently than when it was saved."""
         if self.golden is not None:
@@ -100,13 +129,19 @@ def save(
     *,
     tokenizer: Tokenizer | None = None,
     task: str = "language_modeling",
+    task_settings: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = (),
+    pipeline: Sequence[Mapping[str, Any]] = (),
     report: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `model` as a bundle folder, or as one file if `path` ends in `.pt`; replaces a bundle that is there.
 
-    `model` is one of our templates, quantized or not. `report` goes to `report.json` (folders only). Golden samples are
-    answered and stored. Raises BundleError for a model that is none of ours or a path that holds something else,
-    StorageError when the disk refuses; what was there before then stays.
+    `model` is one of our templates, quantized or not. `labels` names its classes, `pipeline` is how a sample becomes
+    its input (`Pipeline.to_config()`): where `tokenizer` is given, its stages use that one from then on.
+    `report` goes to `report.json` (folders only). Golden samples are answered and stored.
+
+    Raises BundleError for a model that is none of ours or a path that holds something else, StorageError when the disk
+    refuses; what was there before then stays.
     """
     path = Path(path)
     if task not in TASKS:
@@ -115,6 +150,9 @@ def save(
     config = BundleConfig(
         format_version=FORMAT_VERSION,
         task=task,
+        task_settings=dict(task_settings or {}),
+        labels=list(labels),
+        pipeline=[_own_tokenizer(stage, tokenizer) for stage in pipeline],
         model=_described(model),
         tied=tied,
         quantization={name: dict(spec) for name, spec in int8_specs(model).items()},
@@ -156,6 +194,12 @@ def load(path: str | Path, device: str = "auto") -> Bundle:
             f"{path} can't be loaded: {error.problem}", found=error.found, wanted=error.wanted, fix=error.fix
         ) from error
     return Bundle(path, config, model.to(target).eval(), tokenizer, golden)
+
+
+def _own_tokenizer(stage: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Return the stage's settings in YAML's terms; stages use the bundle's own tokenizer."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(stage)))
+    return {**plain, "tokenizer": _TOKENIZER} if tokenizer is not None and "tokenizer" in plain else plain
 
 
 def _holds_bundle(path: Path) -> bool:

@@ -270,13 +270,20 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    fields = _process_fields(pid)
+    return fields is None or fields[0] != "Z"  # it ended, though nobody has asked how: it writes no more
 
 
 def _process_start(pid: int) -> str | None:
     """Return when a process started, in clock ticks since boot (Linux); a pid used again differs here."""
+    fields = _process_fields(pid)
+    return None if fields is None else fields[19]
+
+
+def _process_fields(pid: int) -> list[str] | None:
+    """Return what Linux says of a process after its name, state first (proc_pid_stat(5)); None elsewhere."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    return stat.rpartition(")")[2].split()[19]
+    return stat.rpartition(")")[2].split()

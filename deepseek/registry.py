@@ -72,6 +72,7 @@ STAGES: Mapping[str, str] = {
     "HorizontalFlip": "deepseek.data.image.flip:HorizontalFlip",
     "Letterbox": "deepseek.data.image.resize:Letterbox",
     "LogMel": "deepseek.data.audio.features:LogMel",
+    "MaskTokens": "deepseek.data.masking:MaskTokens",
     "MeanVarianceNorm": "deepseek.data.audio.features:MeanVarianceNorm",
     "MixUp": "deepseek.data.image.mix:MixUp",
     "Mosaic": "deepseek.data.image.mosaic:Mosaic",
@@ -88,6 +89,8 @@ STAGES: Mapping[str, str] = {
     "SpecAugment": "deepseek.data.audio.spec_augment:SpecAugment",
     "SpecMix": "deepseek.data.audio.spec_mix:SpecMix",
     "SpeedPerturb": "deepseek.data.audio.speed:SpeedPerturb",
+    "SpellText": "deepseek.data.spell_text:SpellText",
+    "TableColumns": "deepseek.data.table_columns:TableColumns",
     "Tokenize": "deepseek.data.tokenize:Tokenize",
     "TrimSilence": "deepseek.data.audio.endpoint:TrimSilence",
     "VerticalFlip": "deepseek.data.image.flip:VerticalFlip",
@@ -96,10 +99,18 @@ STAGES: Mapping[str, str] = {
 """The stages of a `deepseek.data.Pipeline`: the value of `name` of each in YAML."""
 
 TASKS: Mapping[str, str] = {
+    "classification": "deepseek.tasks.classification:Classification",
+    "contrastive": "deepseek.tasks.contrastive:Contrastive",
     "detection": "deepseek.tasks.detection:Detection",
+    "diffusion": "deepseek.tasks.diffusion:Diffusion",
+    "energies_forces": "deepseek.tasks.energies_forces:EnergiesForces",
     "image_classification": "deepseek.tasks.image_classification:ImageClassification",
     "language_modeling": "deepseek.tasks.language_modeling:LanguageModeling",
+    "masked_lm": "deepseek.tasks.masked_lm:MaskedLanguageModeling",
+    "regression": "deepseek.tasks.regression:Regression",
+    "segment_language_modeling": "deepseek.tasks.segment_language_modeling:SegmentLanguageModeling",
     "segmentation": "deepseek.tasks.segmentation:Segmentation",
+    "seq2seq": "deepseek.tasks.seq2seq:SequenceToSequence",
     "speech_recognition": "deepseek.tasks.speech:SpeechRecognition",
 }
 """What a model is for: the value of `task.name` in YAML."""

@@ -13,11 +13,13 @@ from rich.markup import escape
 
 from deepseek import __version__
 from deepseek.cli.cook import cook
+from deepseek.cli.estimate import estimate
 from deepseek.cli.look import check_env, explain, new
 from deepseek.cli.models import models
 from deepseek.cli.serve import serve_command
 from deepseek.cli.stages import compress, evaluate, export
 from deepseek.cli.training import quickstart, run, train
+from deepseek.cli.verify import verify_trainer
 from deepseek.errors import ConfigError, DeepSeekError
 
 app = typer.Typer(
@@ -29,9 +31,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, run, new, train, compress, evaluate, export, cook, explain):
+for command in (quickstart, run, new, train, estimate, compress, evaluate, export, cook, explain):
     app.command()(command)
 app.command("serve")(serve_command)
+app.command("verify-trainer")(verify_trainer)
 app.command("check-env")(check_env)
 app.add_typer(models, name="models")
 

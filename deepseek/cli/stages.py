@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deepseek.errors import ConfigError
 
 if TYPE_CHECKING:
+    from deepseek.bundle import Bundle
     from deepseek.road.recipe import Recipe
     from deepseek.road.run_folder import RunFolder
-    from deepseek.train.text_data import TextData
+    from deepseek.road.stages import Stages
 
 _BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a run folder with a bundle in it.")]
 _Data = Annotated[
-    str | None, typer.Option(help="Text to measure on; default: the validation text of the run the bundle is in.")
+    str | None, typer.Option(help="Data to measure on; default: what the run that the bundle is in held back.")
 ]
 
 
@@ -31,9 +32,9 @@ def compress(
     ] = None,
 ) -> None:
     """Quantize a bundle to int8, and measure size, quality and time before and after."""
+    from deepseek.bundle import load
     from deepseek.compress.config import CompressConfig
-    from deepseek.compress.stage import compress_bundle
-    from deepseek.road import language
+    from deepseek.road.stages import stages_of
     from deepseek.road.walk import compress_lines
 
     path = _bundle_in(bundle)
@@ -43,31 +44,34 @@ def compress(
     recipe = _recipe_of(path)
     config = (recipe.compress if recipe is not None else None) or CompressConfig()
     config = config if method is None else config.replace(method=method)
-    text = _text_for(path, recipe, data)
-    report = compress_bundle(path, target, language.validation_batches(text), config=config)
+    loaded = load(path, device="cpu")
+    stages = stages_of(loaded.config.task)
+    report = stages.compress_stage(path, target, _data_for(stages, loaded, recipe, data), config)
     with _run_of(path, out is None and data is None) as run:
         if run is not None:
-            run.record("compress", report.to_dict())
-    for line in compress_lines(report.to_dict()):
+            run.record("compress", report)
+    for line in compress_lines(report):
         typer.echo(line)
     typer.echo(f"written: {target}")
 
 
 def evaluate(bundle: _BundlePath, data: _Data = None) -> None:
-    """Measure a bundle on text: loss, perplexity, bits a byte, beside unigram and bigram models."""
+    """Measure a bundle on data held back: what its task measures, beside what answers without a model reach."""
     from deepseek.bundle import load
-    from deepseek.road import language
     from deepseek.road.recipe import EvaluateConfig
+    from deepseek.road.stages import stages_of
 
     path = _bundle_in(bundle)
     loaded = load(path)
     recipe = _recipe_of(path)
     config = (recipe.evaluate if recipe is not None else None) or EvaluateConfig()
-    text = _text_for(path, recipe, data)
+    stages = stages_of(loaded.config.task)
+    measured_on = _data_for(stages, loaded, recipe, data)
     with _run_of(path, data is None) as run:
-        numbers = language.evaluate_stage(loaded, text, config, run)
+        numbers = stages.evaluate_stage(loaded, measured_on, config, run)
+    width = max(14, *(len(name) for name in numbers))
     for name, value in numbers.items():
-        typer.echo(f"{name:<14} {value:.4f}")
+        typer.echo(f"{name:<{width}} {value:.4f}")
 
 
 def export(
@@ -107,8 +111,8 @@ def _recipe_of(bundle: Path) -> Recipe | None:
 
 @contextmanager
 def _run_of(bundle: Path, usual: bool) -> Iterator[RunFolder | None]:
-    """Hold the run whose trained bundle this is, and renew its report; None for other bundles, or where text or place
-    are not the `usual` ones."""
+    """Hold the run whose trained bundle this is, and renew its report; None for other bundles, or where data or
+    place are not the `usual` ones."""
     from deepseek.files import folder_lock
     from deepseek.report import render_report
     from deepseek.road.run_folder import RunFolder
@@ -123,21 +127,12 @@ def _run_of(bundle: Path, usual: bool) -> Iterator[RunFolder | None]:
             render_report(run.path)
 
 
-def _text_for(bundle: Path, recipe: Recipe | None, data: str | None) -> TextData:
-    """Return the text to measure on: all of `data`, else what the run's recipe held back from training."""
-    from deepseek.bundle import load
-    from deepseek.road import language
-    from deepseek.road.recipe import DataConfig, Recipe
-    from deepseek.train.config import TrainConfig
-
-    loaded = load(bundle, device="cpu")
-    if loaded.tokenizer is None:
-        raise ConfigError(f"{bundle} has no tokenizer", wanted="a bundle of a language model")
+def _data_for(stages: Stages, bundle: Bundle, recipe: Recipe | None, data: str | None) -> Any:
+    """Return the data to measure on: all of `data`, else what the run's recipe held back from training."""
     if data is not None:
-        whole = TrainConfig(val_fraction=0.0, batch_size=1)
-        recipe = Recipe(data=DataConfig(train=data), model=loaded.config.model, train=whole)
+        return stages.foreign_data(bundle, data, recipe)
     if recipe is None:
         raise ConfigError(
-            f"{bundle} is not in a run folder, so its text is not known", fix="name text with --data PATH"
+            f"{bundle.path} is not in a run folder, so its data are not known", fix="name them with --data PATH"
         )
-    return language.text_for(recipe, loaded.tokenizer)
+    return stages.data_of(recipe, bundle)

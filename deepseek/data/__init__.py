@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from deepseek.data.readers.reader import Reader
     from deepseek.data.record_forms import Message
     from deepseek.data.records import Document, ReadReport, read_documents
+    from deepseek.data.spell_text import SpellText
+    from deepseek.data.table_columns import TableColumns
     from deepseek.data.token_cache import TokenCache, build_token_cache
     from deepseek.data.token_stream import TokenStream
     from deepseek.data.tokenize import Tokenize
@@ -92,7 +94,9 @@ __all__ = [
     "SpecAugment",
     "SpecMix",
     "SpeedPerturb",
+    "SpellText",
     "StageGroup",
+    "TableColumns",
     "TokenCache",
     "TokenStream",
     "Tokenize",
@@ -157,6 +161,8 @@ __getattr__, __dir__ = lazy_names(
         "SpecAugment": "deepseek.data.audio.spec_augment:SpecAugment",
         "SpecMix": "deepseek.data.audio.spec_mix:SpecMix",
         "SpeedPerturb": "deepseek.data.audio.speed:SpeedPerturb",
+        "SpellText": "deepseek.data.spell_text:SpellText",
+        "TableColumns": "deepseek.data.table_columns:TableColumns",
         "StageGroup": "deepseek.data.pipeline.stage:StageGroup",
         "TokenCache": "deepseek.data.token_cache:TokenCache",
         "TokenStream": "deepseek.data.token_stream:TokenStream",

@@ -75,7 +75,7 @@ class Tokenize(SampleStage):
         return {**rest, "input_ids": tokens[:-1], "labels": targets}
 
     def _encode(self, sample: Sample) -> tuple[list[int], list[bool]]:
-        tokenizer = _tokenizer(*_stamped(self.tokenizer))
+        tokenizer = stored_tokenizer(self.tokenizer)
         end = [tokenizer.eos_id] if self.add_eos else []
         if sample.get("messages"):
             if not self.labels:
@@ -85,6 +85,11 @@ class Tokenize(SampleStage):
             return [*ids, *end], [*learned, *(False for _ in end)]
         ids = [*tokenizer.encode(sample["text"], add_special_tokens=self.add_special_tokens), *end]
         return ids, [True] * len(ids)
+
+
+def stored_tokenizer(path: str) -> Tokenizer:
+    """Return the tokenizer at `path`, read once in every process and again when it changes. Raises ConfigError."""
+    return _tokenizer(*_stamped(path))
 
 
 def _stamped(path: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Evaluation: quality and time, of any form of a model."""
+"""Evaluation: quality and time, of any form of a model. The scores themselves are in `deepseek.metrics`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __getattr__, __dir__ = lazy_names(
     {
         "bigram_loss": "deepseek.evaluate.language:bigram_loss",
         "bits_per_byte": "deepseek.evaluate.language:bits_per_byte",
-        "character_error_rate": "deepseek.evaluate.error_rate:character_error_rate",
+        "character_error_rate": "deepseek.metrics.error_rate:character_error_rate",
         "evaluate_detection": "deepseek.evaluate.detection:evaluate_detection",
         "evaluate_segmentation": "deepseek.evaluate.segmentation:evaluate_segmentation",
         "measure_generation": "deepseek.evaluate.latency:measure_generation",
-        "mixed_error_rate": "deepseek.evaluate.error_rate:mixed_error_rate",
+        "mixed_error_rate": "deepseek.metrics.error_rate:mixed_error_rate",
         "perplexity": "deepseek.evaluate.language:perplexity",
-        "score_detections": "deepseek.evaluate.detection:score_detections",
+        "score_detections": "deepseek.metrics.detection:score_detections",
         "unigram_loss": "deepseek.evaluate.language:unigram_loss",
-        "word_error_rate": "deepseek.evaluate.error_rate:word_error_rate",
+        "word_error_rate": "deepseek.metrics.error_rate:word_error_rate",
     },
 )

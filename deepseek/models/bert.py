@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from deepseek.config import Config
+from deepseek.errors import ModelError
 from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.nn.activations import ACTIVATIONS
 from deepseek.nn.checks import check_ids, check_mask
 from deepseek.nn.config_checks import check_heads, check_in_vocabulary
+from deepseek.nn.dropout import dropout
 from deepseek.nn.encoder_block import MLP, SelfAttention
 from deepseek.nn.masks import padding_mask
 from deepseek.nn.recompute import recomputed
@@ -93,7 +94,7 @@ class PostNormBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return (batch, time, d_model). `mask` as for `deepseek.nn.dot_product_attention.attention`."""
-        x = self.attention_norm(x + F.dropout(self.attention(x, mask), self.dropout, self.training))
+        x = self.attention_norm(x + dropout(self.attention(x, mask), self.dropout, self.training))
         out: Tensor = self.feed_forward_norm(x + self.feed_forward(x))
         return out
 
@@ -143,14 +144,12 @@ class BERT(PretrainedMixin, nn.Module):
         """
         features = self.forward_features(input_ids, attention_mask, token_type_ids)
         if self.config.head == "masked_lm":
-            activation = ACTIVATIONS[self.config.activation]
-            logits: Tensor = self.lm_head(self.head_norm(activation(self.head_dense(features))))
-            return logits
+            return self.token_logits(features)
         pooled = torch.tanh(self.pooler(features[:, 0]))
         if self.config.head == "none":
             return BERTOutput(features, pooled)
         rate = self.config.dropout if self.config.classifier_dropout is None else self.config.classifier_dropout
-        labels: Tensor = self.classifier(F.dropout(pooled, rate, self.training))
+        labels: Tensor = self.classifier(dropout(pooled, rate, self.training))
         return labels
 
     def forward_features(
@@ -166,13 +165,24 @@ class BERT(PretrainedMixin, nn.Module):
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         position = torch.arange(input_ids.shape[1], device=input_ids.device)
         x = self.token_embedding(input_ids) + self.token_type_embedding(types) + self.position_embedding(position)
-        x = F.dropout(self.embedding_norm(x), config.dropout, self.training)
+        x = dropout(self.embedding_norm(x), config.dropout, self.training)
         recompute = config.gradient_checkpointing and self.training
         mask = None if attention_mask is None else padding_mask(attention_mask)
         for block in self.blocks:
             x = recomputed(recompute, block, x, mask)
         features: Tensor = x
         return features
+
+    def token_logits(self, features: Tensor) -> Tensor:
+        """Return the masked-token head's logits (..., vocab_size) for `features` (..., d_model) of any tokens.
+
+        Raises ModelError where the model has another head.
+        """
+        if self.config.head != "masked_lm":
+            raise ModelError("the model has no masked-token head", found=self.config.head, wanted="head: masked_lm")
+        hidden = ACTIVATIONS[self.config.activation](self.head_dense(features))
+        logits: Tensor = self.lm_head(self.head_norm(hidden))
+        return logits
 
     def example_inputs(self, batch_size: int = 1) -> dict[str, Tensor]:
         """Return inputs of the right names and shapes, (batch_size, min(max_length, 16)); the last token is padding."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from deepseek.nn.config_checks import check_heads, check_in_vocabulary
 from deepseek.nn.conformer_attention import FrameContext, RelativeSelfAttention, relative_positions
 from deepseek.nn.conformer_conv import ConformerConv
 from deepseek.nn.conv_subsampling import REACH, ConvSubsampling, subsampled_length
+from deepseek.nn.dropout import dropout
 from deepseek.nn.dynamic_conv import DynamicConv, DynamicConvAttention
 from deepseek.nn.gradient_reset_gate import GradientResetGate
 from deepseek.nn.masks import chunk_mask
@@ -156,7 +156,7 @@ class ConformerEncoder(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor]:
         """Return the frames and whether each counts, (batch, time) of bool. `lengths` (batch,): feature frames."""
         config = self.config
-        x = F.dropout(self.subsampling(features), config.dropout, self.training)
+        x = dropout(self.subsampling(features), config.dropout, self.training)
         time = x.shape[1]
         valid = torch.arange(time, device=x.device) < subsampled_length(lengths)[:, None]
         mask = valid[:, None, None, :]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from deepseek.config import Config
 from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.nn.channel_rounding import round_channels
 from deepseek.nn.conv_norm import ConvNorm, ConvStyle, Padding, init_conv
+from deepseek.nn.dropout import dropout
 from deepseek.nn.image_input import check_batch_statistics, check_image, example_image
 from deepseek.nn.inverted_residual import InvertedResidual, InvertedResidualShape
 from deepseek.nn.recompute_norm import recomputed_with_norms
@@ -165,7 +165,7 @@ class EfficientNet(PretrainedMixin, nn.Module):
         """
         features = self.forward_features(pixel_values)
         pooled = features.mean((2, 3)) if self.config.pooling == "mean" else features.amax((2, 3))
-        logits: Tensor = self.classifier(F.dropout(pooled, self.config.dropout, self.training))
+        logits: Tensor = self.classifier(dropout(pooled, self.config.dropout, self.training))
         return logits
 
     def forward_features(self, pixel_values: Tensor) -> Tensor:

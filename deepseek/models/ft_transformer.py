@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deepseek.config import Config
 from deepseek.nn.config_checks import check_heads
+from deepseek.nn.dropout import dropout
 from deepseek.nn.feature_tokenizer import FeatureTokenizer
 from deepseek.nn.multi_head_attention import MultiHeadAttention
 from deepseek.nn.recompute import recomputed
@@ -132,7 +133,7 @@ class ReGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of x's shape."""
-        out: Tensor = self.down(F.dropout(F.relu(self.gate(x)) * self.up(x), self.dropout, self.training))
+        out: Tensor = self.down(dropout(F.relu(self.gate(x)) * self.up(x), self.dropout, self.training))
         return out
 
 
@@ -155,6 +156,6 @@ class ColumnBlock(nn.Module):
         """Return (batch, tokens, d_model), or for `class_token_only`, all the last block needs, (batch, 1, d_model)."""
         normed = self.attention_norm(x)
         stream, queries = (x[:, :1], normed[:, :1]) if class_token_only else (x, normed)
-        stream = stream + F.dropout(self.attention(queries, context=normed), self.dropout, self.training)
+        stream = stream + dropout(self.attention(queries, context=normed), self.dropout, self.training)
         added = self.feed_forward(self.feed_forward_norm(stream))
-        return stream + F.dropout(added, self.dropout, self.training)
+        return stream + dropout(added, self.dropout, self.training)

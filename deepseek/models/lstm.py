@@ -18,6 +18,7 @@ from deepseek.config import Config
 from deepseek.errors import ModelError
 from deepseek.models.generation import GenerationMixin
 from deepseek.nn.checks import check_ids, check_mask, check_shape
+from deepseek.nn.dropout import dropout
 from deepseek.nn.lstm_layer import LSTMLayer, State
 
 
@@ -127,12 +128,12 @@ class LSTM(GenerationMixin, nn.Module):
         before = self._start(input_ids.shape[0]) if cache is None else cache.states
         x, after = self.token_embedding(input_ids), []
         for layer, state in zip(self.layers, before, strict=True):
-            x, last = layer(F.dropout(x, self.config.dropout, self.training), state, starts)
+            x, last = layer(dropout(x, self.config.dropout, self.training), state, starts)
             after.append(last)
         if cache is not None:
             cache.states = after
             cache.length += input_ids.shape[1]
-        return F.dropout(x, self.config.dropout, self.training)
+        return dropout(x, self.config.dropout, self.training)
 
     def new_cache(self, batch_size: int, capacity: int | None = None) -> LSTMCache:
         """Return the cache of an empty text; `capacity`, which other models need, is without meaning: it never grows.

@@ -17,6 +17,7 @@ from deepseek.config import Config
 from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.nn.channel_rounding import round_channels
 from deepseek.nn.conv_norm import ConvNorm, ConvStyle, init_conv
+from deepseek.nn.dropout import dropout
 from deepseek.nn.image_input import check_batch_statistics, check_image, example_image
 from deepseek.nn.inverted_residual import InvertedResidual, InvertedResidualShape
 from deepseek.nn.recompute_norm import recomputed_with_norms
@@ -142,7 +143,7 @@ class MobileNetV3(PretrainedMixin, nn.Module):
         Raises ModelError for other shapes and number formats.
         """
         features = F.hardswish(self.hidden(self.forward_features(pixel_values).mean((2, 3))))
-        logits: Tensor = self.classifier(F.dropout(features, self.config.dropout, self.training))
+        logits: Tensor = self.classifier(dropout(features, self.config.dropout, self.training))
         return logits
 
     def forward_features(self, pixel_values: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from deepseek.config import Config
 from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.nn.config_checks import check_heads
+from deepseek.nn.dropout import dropout
 from deepseek.nn.encoder_block import MLP
 from deepseek.nn.image_input import check_image
 from deepseek.nn.patch_embedding import PatchEmbedding
@@ -103,7 +104,7 @@ class SwinBlock(nn.Module):
         """Return a map of x's shape (batch, height, width, channels)."""
         seen = self.attention(self.attention_norm(x), layout)
         if self.dropout:
-            seen = F.dropout(seen, self.dropout, self.training)
+            seen = dropout(seen, self.dropout, self.training)
         x = x + self.stochastic_depth(seen)
         out: Tensor = x + self.stochastic_depth(self.feed_forward(self.feed_forward_norm(x)))
         return out
@@ -171,7 +172,7 @@ class Swin(PretrainedMixin, nn.Module):
         check_image("pixel_values", pixel_values, self.config.num_channels)
         x = self.patch_norm(self.patch_embedding(pixel_values))
         if self.config.dropout:
-            x = F.dropout(x, self.config.dropout, self.training)
+            x = dropout(x, self.config.dropout, self.training)
         for index, stage in enumerate(self.stages):
             if index:
                 x = self.merging[index - 1](x)

@@ -23,6 +23,7 @@ from deepseek.models.seq2seq_generation import CachedDecoder, decoded, evaluatin
 from deepseek.nn.activated_feed_forward import ActivatedFeedForward
 from deepseek.nn.checks import check_ids, check_mask
 from deepseek.nn.config_checks import check_in_vocabulary
+from deepseek.nn.dropout import dropout
 from deepseek.nn.gated_feed_forward import GatedFeedForward
 from deepseek.nn.gelu import gelu
 from deepseek.nn.kv_cache import KVCache
@@ -219,7 +220,7 @@ class T5(PretrainedMixin, nn.Module):
         return self.config.gradient_checkpointing and self.training
 
     def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
+        return dropout(x, self.config.dropout, self.training) if self.config.dropout else x
 
 
 def _block(config: T5Config, *, decoder: bool) -> PreNormBlock:

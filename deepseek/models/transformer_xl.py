@@ -23,6 +23,7 @@ from deepseek.models.seq2seq_generation import CachedDecoder, decoded, evaluatin
 from deepseek.nn.activated_feed_forward import ActivatedFeedForward
 from deepseek.nn.checks import check_ids, check_shape
 from deepseek.nn.config_checks import check_heads
+from deepseek.nn.dropout import dropout
 from deepseek.nn.kv_cache import KVCache
 from deepseek.nn.masks import causal_mask
 from deepseek.nn.positions import relative_position_encoding
@@ -171,7 +172,7 @@ class TransformerXL(nn.Module):
             check_shape("memory", memory, wanted)
 
     def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
+        return dropout(x, self.config.dropout, self.training) if self.config.dropout else x
 
     def example_inputs(self, batch_size: int = 1) -> dict[str, Tensor]:
         """Return `input_ids` (batch_size, 16) and a `memory` of up to 8 tokens."""
@@ -209,4 +210,4 @@ class TransformerXLBlock(nn.Module):
         return out
 
     def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training) if self.dropout else x

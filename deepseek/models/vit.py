@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from deepseek.config import Config
 from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.nn.checks import check_shape
 from deepseek.nn.config_checks import check_heads
+from deepseek.nn.dropout import dropout
 from deepseek.nn.encoder_block import EncoderBlock
 from deepseek.nn.image_input import check_image
 from deepseek.nn.patch_embedding import PatchEmbedding, per_axis, resize_positions
@@ -136,7 +136,7 @@ class ViT(PretrainedMixin, nn.Module):
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1)
         x = x + self._positions(grid)
         if self.config.dropout:
-            x = F.dropout(x, self.config.dropout, self.training)
+            x = dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = recomputed(self.config.gradient_checkpointing and self.training, block, x)
         features: Tensor = self.norm(x)

@@ -16,7 +16,6 @@ import math
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from deepseek.config import Config
 from deepseek.errors import ModelError
 from deepseek.nn.checks import check_shape
 from deepseek.nn.config_checks import check_heads
+from deepseek.nn.dropout import dropout
 from deepseek.nn.encoder_block import EncoderBlock
 from deepseek.nn.patch_embedding import PatchEmbedding, per_axis, resize_positions
 from deepseek.nn.recompute import recomputed
@@ -129,7 +129,7 @@ class ViT3D(nn.Module):
         grid = x.shape[1:4]
         x = x.flatten(1, 3) + resize_positions(self.position_embedding, self.config.grid, grid)
         if self.config.dropout:
-            x = F.dropout(x, self.config.dropout, self.training)
+            x = dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = recomputed(self.config.gradient_checkpointing and self.training, block, x)
         features: Tensor = self.norm(x)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from deepseek.models.seq2seq_generation import CachedDecoder, decoded, evaluatin
 from deepseek.nn.audio_encoder import AudioEncoder
 from deepseek.nn.checks import check_ids
 from deepseek.nn.config_checks import check_heads, check_in_vocabulary
+from deepseek.nn.dropout import dropout
 from deepseek.nn.encoder_block import MLP
 from deepseek.nn.kv_cache import KVCache
 from deepseek.nn.multi_head_attention import KeysValues, MultiHeadAttention
@@ -138,7 +138,7 @@ class Whisper(PretrainedMixin, nn.Module):
         check_ids("decoder_input_ids", decoder_input_ids, config.vocab_size, config.max_length - past)
         position = torch.arange(past, past + time, device=decoder_input_ids.device)
         x = self.token_embedding(decoder_input_ids) + self.position_embedding(position)
-        x = F.dropout(x, config.dropout, self.training) if config.dropout else x
+        x = dropout(x, config.dropout, self.training) if config.dropout else x
         recompute = config.gradient_checkpointing and self.training and cache is None
         for layer, block in enumerate(self.decoder):
             context = encoded if isinstance(encoded, Tensor) else encoded[layer]

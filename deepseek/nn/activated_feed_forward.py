@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from deepseek.nn.dropout import dropout
 
 
 class ActivatedFeedForward(nn.Module):
@@ -32,5 +33,5 @@ class ActivatedFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of x's shape."""
         inner = self.activation(self.up(x))
-        out: Tensor = self.down(F.dropout(inner, self.dropout, self.training) if self.dropout else inner)
+        out: Tensor = self.down(dropout(inner, self.dropout, self.training) if self.dropout else inner)
         return out

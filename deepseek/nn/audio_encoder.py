@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deepseek.errors import ModelError
 from deepseek.nn.checks import check_shape
+from deepseek.nn.dropout import dropout
 from deepseek.nn.encoder_block import MLP
 from deepseek.nn.multi_head_attention import MultiHeadAttention
 from deepseek.nn.positions import sinusoidal_positions
@@ -67,7 +68,7 @@ class AudioEncoder(nn.Module):
         x = F.gelu(self.conv1(input_features.to(self.norm.weight.dtype)))
         x = F.gelu(self.conv2(x)).transpose(1, 2)
         x = x + self.positions[: x.shape[1]].to(x.dtype)
-        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        x = dropout(x, self.dropout, self.training) if self.dropout else x
         for block in self.blocks:
             x = recomputed(checkpointing and self.training, block, x)
         encoded: Tensor = self.norm(x)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepseek.nn.dropout import dropout
+
 
 class ConformerConv(nn.Module):
     """Convolution over (batch, time, d_model), to be added to its input.
@@ -59,4 +61,4 @@ class ConformerConv(nn.Module):
             x = self.inner_norm(x.transpose(1, 2))
         else:
             x = self.inner_norm(x).transpose(1, 2)
-        return F.dropout(self.contract(F.silu(x)), self.dropout, self.training)
+        return dropout(self.contract(F.silu(x)), self.dropout, self.training)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from deepseek.errors import DataError
 from deepseek.nn.checks import check_shape
@@ -36,7 +37,7 @@ def check_ctc(logits: Tensor, labels: Tensor, lengths: Tensor, blank_id: int) ->
 
     `logits` (batch, time, vocab_size), `labels` (batch, target_time) padded with IGNORE behind, `lengths` (batch,).
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or labels.is_meta:
         return
     check_shape("logits", logits, ("batch", "time", "vocab_size"))
     check_shape("labels", labels, (logits.shape[0], "target_time"))
@@ -73,7 +74,8 @@ def ctc_loss_sum(logits: Tensor, labels: Tensor, lengths: Tensor, blank_id: int 
     """
     check_ctc(logits, labels, lengths, blank_id)
     log_probs, targets = logits.float().log_softmax(-1), labels.masked_fill(labels == IGNORE, blank_id)
-    loss = _opaque_ctc if torch.compiler.is_compiling() else _ctc
+    without_numbers = torch.compiler.is_compiling() or logits.is_meta or isinstance(logits, FakeTensor)
+    loss = _opaque_ctc if without_numbers else _ctc
     return loss(log_probs, targets, lengths, label_lengths(labels), blank_id)
 
 
@@ -82,8 +84,8 @@ def _ctc(log_probs: Tensor, targets: Tensor, lengths: Tensor, target_lengths: Te
     return F.ctc_loss(time_first, targets, lengths, target_lengths, blank=blank_id, reduction="sum")
 
 
-# torch's kernel plans its memory by the lengths' values, which no compiler can follow: to compilers it is one operator,
-# whose gradient runs the kernel once more
+# torch's kernel plans its memory by the lengths' values. Neither a compiler can follow that, nor a step on shapes,
+# which reckons memory: to them it is one operator, whose gradient runs the kernel once more.
 _opaque_ctc: Any = torch.library.custom_op("deepseek::ctc_loss_sum", _ctc, mutates_args=())
 
 

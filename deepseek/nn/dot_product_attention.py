@@ -3,6 +3,7 @@
 Dims: batch, num_heads, time, head_dim. torch's fused kernel serves GPUs and inference; for training on a CPU the plain
 matrix products are faster (measured: +18% training speed for a 13.9M GPT at 256 tokens, compiled, in bfloat16) as long
 as the (time, key_time) scores are small. Compiled in float32 it is the other way round: GPT-2 2.9 s plain, 2.3 s fused.
+`choices` may hold what was measured on this very machine (`deepseek.train.autotune`): then that counts.
 Source: Vaswani et al. 2017, "Attention Is All You Need", arXiv:1706.03762.
 """
 
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepseek.nn import choices
+from deepseek.nn.dropout import dropout as drop
 from deepseek.nn.masks import causal_mask
 
 _PLAIN_TIME = 1024  # above this many tokens the score matrix costs more than the fused kernel
@@ -47,7 +50,7 @@ def attention(
             hidden = torch.finfo(scores.dtype).min
             scores = scores.masked_fill(~mask, hidden) if mask.dtype == torch.bool else scores + mask
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-        return F.dropout(weights, dropout, training=dropout > 0) @ value
+        return drop(weights, dropout) @ value
     if mask is None and causal and 1 < time < key_time:
         mask = causal_mask(time, key_time - time, query.device)
     whole = bool(causal and mask is None and time == key_time)
@@ -61,4 +64,7 @@ def _plain_is_faster(query: Tensor, key_time: int) -> bool:
     on_cpu = query.device.type == "cpu" or (query.device.type == "meta" and not torch.cuda.is_available())
     if not on_cpu or not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return False
+    chosen = choices.current("attention")  # measured for this machine and these shapes
+    if chosen is not None:
+        return chosen == "plain"
     return key_time <= _PLAIN_TIME and (query.itemsize == 2 or not torch.compiler.is_compiling())

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepseek.nn.conformer_attention import FrameContext, RelativeSelfAttention
+from deepseek.nn.dropout import dropout
 
 
 class DynamicConv(nn.Module):
@@ -56,7 +57,7 @@ class DynamicConv(nn.Module):
         batch, time, d_model = frames.shape
         size = self.left + self.right + 1
         taps = self.kernel(frames).view(batch, time, self.num_heads, size, 1).softmax(dim=3)
-        taps = F.dropout(taps, self.dropout, self.training)
+        taps = dropout(taps, self.dropout, self.training)
         # (batch, time, num_heads, head_dim, size)
         windows = padded.view(batch, -1, self.num_heads, d_model // self.num_heads).unfold(1, size, 1)
         out: Tensor = self.out((windows @ taps).reshape(batch, time, d_model))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepseek.nn.dot_product_attention import attention
+from deepseek.nn.dropout import dropout
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -49,7 +50,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of x's shape."""
         x = self.down(self.activation(self.up(x)))
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class EncoderBlock(nn.Module):
@@ -77,6 +78,6 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return (batch, time, d_model) for x of that shape; see `SelfAttention` for `mask`."""
         seen = self.attention(self.attention_norm(x), mask)
-        x = x + (F.dropout(seen, self.dropout, self.training) if self.dropout else seen)
+        x = x + (dropout(seen, self.dropout, self.training) if self.dropout else seen)
         out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
         return out

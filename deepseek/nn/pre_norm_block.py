@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepseek.nn.dropout import dropout
 from deepseek.nn.kv_cache import KVCache
 from deepseek.nn.multi_head_attention import KeysValues, MultiHeadAttention
 
@@ -57,7 +57,7 @@ class PreNormBlock(nn.Module):
         return x + self._dropped(self.feed_forward(self.feed_forward_norm(x)))
 
     def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 def context_of(blocks: Iterable[nn.Module], encoded: Tensor) -> list[KeysValues]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deepseek.nn.conformer_attention import FrameContext, RelativeSelfAttention
 from deepseek.nn.conformer_conv import ConformerConv
+from deepseek.nn.dropout import dropout
 from deepseek.nn.dynamic_conv import DynamicConvAttention
 from deepseek.nn.gradient_reset_gate import GradientResetGate
 
@@ -51,8 +52,8 @@ class HalfFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return half of the layer's output, of x's shape."""
-        hidden = F.dropout(F.silu(self.up(self.norm(x))), self.dropout, self.training)
-        return 0.5 * F.dropout(self.down(hidden), self.dropout, self.training)
+        hidden = dropout(F.silu(self.up(self.norm(x))), self.dropout, self.training)
+        return 0.5 * dropout(self.down(hidden), self.dropout, self.training)
 
 
 class StreamingBlock(nn.Module):
@@ -82,10 +83,10 @@ class StreamingBlock(nn.Module):
     def forward(self, x: Tensor, context: FrameContext) -> Tensor:
         """Return (batch, time, d_model)."""
         x = x + self.first_feed_forward(x)
-        x = x + F.dropout(self.attention(self.attention_norm(x), context), self.dropout, self.training)
+        x = x + dropout(self.attention(self.attention_norm(x), context), self.dropout, self.training)
         x = x + self.convolution(x, context.valid)
         if self.memory is not None and self.memory_norm is not None:
-            x = x + F.dropout(self.memory(self.memory_norm(x)), self.dropout, self.training)
+            x = x + dropout(self.memory(self.memory_norm(x)), self.dropout, self.training)
         out: Tensor = self.norm(x + self.second_feed_forward(x))
         return out
 

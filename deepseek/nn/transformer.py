@@ -5,10 +5,10 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepseek.nn.causal_attention import CausalSelfAttention
+from deepseek.nn.dropout import dropout
 from deepseek.nn.gelu import gelu
 from deepseek.nn.kv_cache import KVCache
 
@@ -25,7 +25,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of x's shape."""
         x = self.down(gelu(self.up(x)))
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class DecoderBlock(nn.Module):

@@ -13,34 +13,44 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from deepseek.errors import ConfigError
+from deepseek.optim.exact_state import ExactStateOptimizer
+from deepseek.optim.lean_adamw import LeanAdamW, StateBits
 
 
-class MuonAdamW(Optimizer):
+class MuonAdamW(ExactStateOptimizer):
     """Muon over `matrices`, fused AdamW over `others`; one learning rate serves both.
 
-    `weight_decay` is for the matrices and for what of `others` has two dimensions or more. The groups are those of the
-    two optimizers, in this order, and may be changed as with any optimizer.
+    Either may be parameters, or groups with settings of their own. `weight_decay` is for the matrices and for what of
+    `others` has two dimensions or more, groups apart. The groups are those of the two optimizers, in this order, and
+    may be changed as with any optimizer. With `state_bits` 8 AdamW's states take a byte each (`lean_adamw.py`); Muon's
+    one stays float32. A scalar tensor in the attribute `grad_scale` divides the gradients, as in torch's fused AdamW.
+    Raises ConfigError where there is nothing for one of the two.
     """
 
     def __init__(
         self,
-        matrices: Iterable[Tensor],
-        others: Iterable[Tensor],
+        matrices: Iterable[Tensor] | list[dict[str, Any]],
+        others: Iterable[Tensor] | list[dict[str, Any]],
         *,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.1,
+        state_bits: StateBits = 32,
     ) -> None:
-        matrices, others = list(matrices), list(others)
-        if not matrices or not others:
-            found = "no linear layer inside the model" if not matrices else "nothing but linear layers"
+        inner: list[Any] = list(matrices)
+        outer: list[Any] = list(others)
+        if not inner or not outer:
+            found = "no linear layer inside the model" if not inner else "nothing but linear layers"
             raise ConfigError("Muon and AdamW can't share this model", found=found, fix="optimizer: adamw")
-        groups = decay_groups(others, weight_decay)
-        self.muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+        groups = outer if isinstance(outer[0], dict) else decay_groups(outer, weight_decay)
+        self.muon = torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.adamw: torch.optim.AdamW | LeanAdamW
+        if state_bits == 32:
+            self.adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+        else:
+            self.adamw = LeanAdamW(groups, lr=lr, betas=betas, state_bits=state_bits)
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
         self._share()
 
@@ -51,7 +61,12 @@ class MuonAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        scale = getattr(self, "grad_scale", None)
+        if scale is not None:
+            gradients = [p.grad for group in self.muon.param_groups for p in group["params"] if p.grad is not None]
+            torch._foreach_div_(gradients, scale)
         self.muon.step()  # type: ignore[no-untyped-call]
+        self.adamw.grad_scale = scale  # type: ignore[union-attr]
         self.adamw.step()
         return loss
 

@@ -31,10 +31,17 @@ class Bar:
 
 
 def loss_chart(
-    train: Curve, validation: Curve, rate: Curve, *, unigram: float | None = None, bigram: float | None = None
+    train: Curve,
+    validation: Curve,
+    rate: Curve,
+    *,
+    unigram: float | None = None,
+    bigram: float | None = None,
+    per_token: bool = True,
 ) -> Html:
-    """Loss in nats per token over steps: training (raw and smoothed), validation, the two counting models' losses as
-    horizontal lines, and the learning rate in a small strip below (left out where `rate` is empty)."""
+    """Loss (in nats, where it is `per_token`) over steps: training (raw and smoothed), validation, the two counting
+    models' losses as horizontal lines, and the learning rate in a small strip below (left out where `rate` is empty).
+    """
     references = {"unigram": unigram, "bigram": bigram}
     lines = {name: value for name, value in references.items() if value is not None}
     smoothed = smooth(train)
@@ -43,7 +50,8 @@ def loss_chart(
         strip = bool(rate)
         height = canvas.height
         axes = canvas.axes(28, height - (118 if strip else 42))
-        canvas.words_at(2, 14, canvas.say("loss (nats per token)", "损失（nat / 词元）"))
+        words = ("loss (nats per token)", "损失（nat / 词元）") if per_token else ("loss", "损失")
+        canvas.words_at(2, 14, canvas.say(*words))
         _draw_losses(canvas, axes, train, smoothed, validation)
         _limit_losses(axes, train, validation, lines)
         _draw_references(canvas, axes, lines)
@@ -143,8 +151,9 @@ _THROUGHPUT_X = {
 }
 
 
-def throughput_chart(curve: Curve, *, over_time: bool) -> Html:
-    """Tokens per second over elapsed seconds (shown in seconds, minutes or hours) or, where those lack, over steps."""
+def throughput_chart(curve: Curve, *, over_time: bool, tokens: bool = True) -> Html:
+    """Tokens, or targets of another kind, per second over elapsed seconds (shown in seconds, minutes or hours) or,
+    where those lack, over steps."""
     unit, divisor = _time_unit(max(curve.x)) if over_time else ("step", 1.0)
     line = envelope(Curve([x / divisor for x in curve.x], curve.y), 110)
     middle = statistics.median(curve.y)
@@ -163,7 +172,8 @@ def throughput_chart(curve: Curve, *, over_time: bool) -> Html:
         _count_ticks(canvas, axes)
         right = canvas.layout.width - 10
         median = canvas.say(f"median {numbers.short(middle)}", f"中位数 {numbers.short(middle)}")
-        canvas.words_at(2, 14, canvas.say("tokens per second", "词元 / 秒"))
+        words = ("tokens per second", "词元 / 秒") if tokens else ("targets per second", "目标 / 秒")
+        canvas.words_at(2, 14, canvas.say(*words))
         canvas.words_at(right, 14, median, align="right", role="text")
         canvas.words_at(right, canvas.height - 6, canvas.say(*_THROUGHPUT_X[unit]), align="right")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from deepseek.report.html import Html, both, join, safe, tag
 from deepseek.report.parts import Part, code, facts
 from deepseek.report.run_folder import Run
-from deepseek.report.training import plain
+from deepseek.report.training import of_samples, plain
 
 _KEY = re.compile(r"^(\s*(?:- +)?)([\w.-]+)(:)(?=\s|$)")
 
@@ -54,7 +54,11 @@ def commands(run: Run) -> list[tuple[Html, str]]:
     for path in sorted(run.folder.glob("bundle*")):
         if path.is_dir() and ".tmp-" not in path.name:
             words = both(f"Serve the {path.name} and try it in the browser", f"启动 {path.name} 服务，在浏览器里试用")
-            found.append((words, f"deepseek serve {_quoted(path)}"))
+            command = f"deepseek serve {_quoted(path)}"
+            if of_samples(run):
+                words = both(f"Measure the {path.name} on other data", f"在其他数据上测量 {path.name}")
+                command = f"deepseek evaluate {_quoted(path)} --data PATH"
+            found.append((words, command))
     if (run.folder / "checkpoints").is_dir():
         words = both("Continue training from the last checkpoint", "从最近的检查点继续训练")
         found.append((words, f"deepseek train --resume {_quoted(run.folder)}"))

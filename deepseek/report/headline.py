@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from deepseek.report import numbers
 from deepseek.report.html import Html, both, join, tag
+from deepseek.report.measured import figures, named
 from deepseek.report.parts import Card, joined
 from deepseek.report.run_folder import Run, Section
+
+MAX_FIGURES = 4
 
 
 def header(run: Run) -> Html:
@@ -49,8 +52,22 @@ def compress_rows(run: Run) -> tuple[Section, Section]:
 
 def key_numbers(run: Run) -> list[Card]:
     """Return the cards for those key numbers that the run has."""
+    measured = _figure_cards(run)
+    if measured:
+        return [card for card in (*measured, _size_card(run), _time_card(run)) if card is not None]
     cards = (_loss_card(run), _perplexity_card(run), _speed_card(run), _size_card(run), _latency_card(run))
     return [card for card in (*cards, _time_card(run)) if card is not None]
+
+
+def _figure_cards(run: Run) -> list[Card]:
+    """Return the first figures that the task measured, but the loss."""
+    baselines = run.results.section("evaluate").section("baselines")
+    cards = []
+    for name, value in [pair for pair in figures(run) if pair[0] != "loss"][:MAX_FIGURES]:
+        base = baselines.number(name)
+        note = "" if base is None else both(f"without a model {numbers.fixed(base)}", f"无模型 {numbers.fixed(base)}")
+        cards.append(Card(named(name), numbers.fixed(value), note))
+    return cards
 
 
 def _loss_card(run: Run) -> Card | None:
@@ -136,12 +153,16 @@ def _compared(label: Html, value: str, before: str, ratio: float | None, after: 
 def _sentence(run: Run) -> Html:
     train, model = run.results.section("train"), run.results.section("model")
     tokens, seconds, parameters = train.number("tokens"), train.number("seconds"), model.number("parameters")
-    if tokens is None or seconds is None or parameters is None:
+    samples = run.results.section("data").number("train_samples")
+    if (tokens is None and samples is None) or seconds is None or parameters is None:
         return Html("")
     name = model.text("name") or "model"
     size, read, time = numbers.short(parameters), numbers.short(tokens), numbers.duration(seconds)
     english = f"A {name} of {size} parameters, trained on {read} tokens in {time}"
     chinese = f"{size} 参数的 {name}，在 {time} 内训练了 {read} 词元"
+    if samples is not None:
+        english = f"A {name} of {size} parameters, trained on {numbers.count(samples)} samples in {time}"
+        chinese = f"{size} 参数的 {name}，在 {time} 内用 {numbers.count(samples)} 个样本训练"
     source = run.results.section("data").text("source")
     if source:
         return tag("p", both(f"{english}. Data: {source}", f"{chinese}。数据：{source}"), class_="lead")

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from deepseek.files import write_text
 from deepseek.lazy import require
-from deepseek.report import closing, deployment, headline, training
+from deepseek.report import closing, deployment, headline, measured, training
 from deepseek.report.html import Html, join, tag
 from deepseek.report.parts import Part
 from deepseek.report.run_folder import Run, read_run
 
 _PARTS = (
+    measured.evaluation,
+    measured.examples,
     training.training,
     training.samples,
     deployment.compression,

@@ -14,6 +14,7 @@ from deepseek.report.run_folder import Run, Section
 
 MAX_SAMPLES = 12
 MAX_SAMPLE_CHARACTERS = 4000
+MAX_CLASSES = 20
 
 
 def curve(lines: Sequence[Section], x: str, y: str) -> Curve:
@@ -35,7 +36,8 @@ def _loss(run: Run) -> Html:
         return Html("")
     evaluate = run.results.section("evaluate")
     unigram, bigram = evaluate.number("unigram_loss"), evaluate.number("bigram_loss")
-    chart = loss_chart(train, validation, curve(run.train, "step", "lr"), unigram=unigram, bigram=bigram)
+    rate, per_token = curve(run.train, "step", "lr"), not of_samples(run)
+    chart = loss_chart(train, validation, rate, unigram=unigram, bigram=bigram, per_token=per_token)
     legend: list[tuple[str, Html]] = []
     if train:
         legend += [("train", both("training, smoothed", "训练（平滑）")), ("raw", both("each step", "每步"))]
@@ -54,13 +56,18 @@ def _loss(run: Run) -> Html:
     return figure("loss", chart, caption, legend)
 
 
+def of_samples(run: Run) -> bool:
+    """Return whether the run learned from samples, not from packed text."""
+    return run.results.section("data").number("train_samples") is not None
+
+
 def _throughput(run: Run) -> Html:
-    over_time = curve(run.train, "seconds", "tokens_per_second")
-    by_step = curve(run.train, "step", "tokens_per_second")
+    name = "items_per_second" if any("items_per_second" in line for line in run.train) else "tokens_per_second"
+    over_time, by_step = curve(run.train, "seconds", name), curve(run.train, "step", name)
     if not by_step:
         return Html("")
     in_order = len(over_time.x) == len(by_step.x) and all(a < b for a, b in pairwise(over_time.x))
-    chart = throughput_chart(over_time if in_order else by_step, over_time=in_order)
+    chart = throughput_chart(over_time if in_order else by_step, over_time=in_order, tokens=not of_samples(run))
     caption = both("Training speed while the run went on.", "运行过程中的训练速度。")
     return join([heading("Throughput", "吞吐量"), figure("throughput", chart, caption)])
 
@@ -71,6 +78,7 @@ def _train_facts(train: Section) -> Html:
         [
             (both("Steps", "步数"), _known(numbers.count, train.number("steps"))),
             (both("Tokens", "词元"), _known(numbers.count, train.number("tokens"))),
+            (both("Targets", "目标"), _known(numbers.count, train.number("items"))),
             (both("Time", "用时"), _known(numbers.duration, train.number("seconds"))),
             (both("Final training loss", "最终训练损失"), _known(numbers.fixed, train.number("train_loss"))),
             (both("Device", "设备"), train.text("device")),
@@ -108,6 +116,10 @@ def data(run: Run) -> Part | None:
     body = facts(
         [
             (both("Source", "来源"), section.text("source")),
+            (both("Training samples", "训练样本"), _known(numbers.count, section.number("train_samples"))),
+            (both("Validation samples", "验证样本"), _known(numbers.count, section.number("val_samples"))),
+            (both("Classes", "类别"), _classes(section)),
+            (both("Held back by", "留出方式"), _split(section.section("split"))),
             (both("Documents", "文档"), _known(numbers.count, section.number("documents"))),
             (both("Skipped", "跳过"), _known(numbers.count, section.number("skipped"))),
             (both("Characters", "字符"), _known(numbers.count, section.number("characters"))),
@@ -118,6 +130,25 @@ def data(run: Run) -> Part | None:
         ]
     )
     return Part("data", both("Data", "数据"), body) if body else None
+
+
+def _classes(section: Section) -> str | None:
+    names = section.get("classes")
+    if not isinstance(names, list) or not names:
+        return None
+    return ", ".join(str(name) for name in names[:MAX_CLASSES]) + (", …" if len(names) > MAX_CLASSES else "")
+
+
+def _split(split: Section) -> str | None:
+    """Return how the validation part was chosen."""
+    by, held_out = split.text("by"), split.get("held_out")
+    if by is None:
+        return None
+    groups = (
+        f": {', '.join(str(one) for one in held_out[:MAX_CLASSES])}" if isinstance(held_out, list) and held_out else ""
+    )
+    seed = split.number("seed")
+    return f"{by}{groups}" + ("" if seed is None else f" (seed {seed:.0f})")
 
 
 def model(run: Run) -> Part | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -13,39 +13,19 @@ from deepseek.errors import ConfigError
 from deepseek.export.onnx_export import OnnxConfig
 from deepseek.models.factory import model_config
 from deepseek.models.generation import SamplingConfig
+from deepseek.road.check import check_data_section, check_task
+from deepseek.road.data_config import DataConfig as DataConfig
 from deepseek.train.config import TrainConfig
 from deepseek.yaml_source import YamlSource, read_yaml
 
 PYTHON_DOCS = "python-docs"
 """In place of a path: the English text that comes with Python itself."""
-
-
-class DataConfig(Config):
-    """What the model learns from."""
-
-    train: str
-    """A JSONL file ({"text"}, {"prompt", "response"} or {"messages"}), a text file, a folder of both; or `python-docs`,
-    the English text that comes with Python."""
-    val: str | None = None
-    """Validation data; null holds back `train.val_fraction` of the documents."""
-    tokenizer: str | None = None
-    """A tokenizer.json, or a folder with one in the Hugging Face layout; null trains a tokenizer on the data."""
-    vocab_size: int | None = Field(default=None, ge=261, le=1 << 20)
-    """Tokens of the trained tokenizer; null is the model's vocab_size, or fewer where the data can't give so many.
-    A number that the data can't give is an error."""
-    allow_smaller_vocab: bool = False
-    """Take the largest vocabulary the data gives where that is below vocab_size."""
-
-
-class TaskConfig(Config):
-    """What the model is for."""
-
-    name: Literal["language_modeling"] = "language_modeling"
-    """The task's name."""
+LANGUAGE_MODELING = "language_modeling"
+"""The task of a recipe that names none."""
 
 
 class EvaluateConfig(Config):
-    """What is measured after training."""
+    """What is measured after training. `prompts` and `sampling` are for language models, the others for other tasks."""
 
     prompts: list[str] | None = Field(default=None, max_length=64)
     """Beginnings of texts that the model continues for the report; null takes them from the validation text."""
@@ -53,6 +33,10 @@ class EvaluateConfig(Config):
         max_new_tokens=80, temperature=0.8, top_k=40, top_p=0.9, repetition_penalty=1.2, seed=0
     )
     """How the samples are drawn."""
+    examples: int = Field(default=12, ge=0, le=256)
+    """Validation samples that the report shows with the model's answers."""
+    max_batches: int | None = Field(default=None, ge=1)
+    """Most validation batches to measure on; null is all."""
 
 
 class ServeConfig(Config):
@@ -75,8 +59,9 @@ class Recipe(Config):
     """What the model learns from."""
     model: dict[str, Any]
     """The template's name (or a size of the zoo) and its settings: `name: GPT`, `num_layers: 6`, ..."""
-    task: TaskConfig = TaskConfig()
-    """What the model is for."""
+    task: dict[str, Any] = Field(default_factory=lambda: {"name": LANGUAGE_MODELING})
+    """What the model is for: the task's name and its settings, `name: detection`, `min_score: 0.3`, ...; see
+    `deepseek explain task`."""
     train: TrainConfig = TrainConfig()
     """How it is trained."""
     evaluate: EvaluateConfig | None = None
@@ -89,9 +74,34 @@ class Recipe(Config):
     """How it is served."""
 
     @property
+    def task_name(self) -> str:
+        """The task's name."""
+        return str(self.task["name"])
+
+    @property
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.output_dir) / self.name
+
+    def changed(
+        self,
+        *,
+        name: str | None = None,
+        output_dir: str | None = None,
+        data: str | None = None,
+        max_steps: int | None = None,
+    ) -> Recipe:
+        """Return the recipe with what the command line says in place of its own values."""
+        changes: dict[str, Any] = {}
+        if name is not None:
+            changes["name"] = name
+        if output_dir is not None:
+            changes["output_dir"] = output_dir
+        if data is not None:
+            changes["data"] = self.data.replace(train=data)
+        if max_steps is not None:
+            changes["train"] = self.train.replace(max_steps=max_steps)
+        return self.replace(**changes) if changes else self
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; a stage that is not wanted is left out, since an empty section asks for its defaults."""
@@ -111,7 +121,11 @@ def checked_recipe(source: YamlSource) -> Recipe:
         }
         source = YamlSource(source.name, value, source.lines)
     recipe = Recipe.from_source(source)
+    if "name" not in recipe.task:
+        recipe = recipe.replace(task={"name": LANGUAGE_MODELING, **recipe.task})
     _check_model(recipe, source)
+    check_task(recipe.task, source)
+    check_data_section(recipe.data, recipe.task_name == LANGUAGE_MODELING, source)
     return recipe
 
 

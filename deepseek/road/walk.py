@@ -6,28 +6,28 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
+from deepseek import bundle as bundles
 from deepseek.checkpoint.store import list_checkpoints
 from deepseek.errors import ConfigError, MissingExtraError
 from deepseek.files import folder_lock
 from deepseek.report import render_report
-from deepseek.road import language
 from deepseek.road.recipe import EvaluateConfig, Recipe, read_recipe
 from deepseek.road.run_folder import RunFolder
-from deepseek.train.text_data import TextData
+from deepseek.road.stages import Stages, stages_of
 
 Say = Callable[[str], None]
 """Takes a line in rich's markup."""
 
 logger = logging.getLogger("deepseek.road")
 
-_AFTER_TRAINING = ("evaluate", "samples", "compress", "export", "serve")
+_AFTER_TRAINING = ("evaluate", "samples", "examples", "compress", "export", "serve")
 
 
 @dataclass
@@ -38,6 +38,8 @@ class Walk:
     report: Path | None
     interrupted: bool
     seconds: float
+    next_steps: list[tuple[str, str]] = field(default_factory=list)
+    """What can be done with it: a word, and the command."""
 
 
 def walk(recipe: Recipe, say: Say, *, resume: bool = False) -> Walk:
@@ -49,12 +51,14 @@ def walk(recipe: Recipe, say: Say, *, resume: bool = False) -> Walk:
     """
     start = time.perf_counter()
     _check_extras(recipe)
-    run, text, interrupted = _data_and_train(recipe, say, resume)
+    stages = stages_of(recipe.task_name)
+    stages.check(recipe)
+    run, data, interrupted = _data_and_train(recipe, stages, say, resume)
     if interrupted:
-        return _walked(run, None, True, start)
+        return _walked(stages, run, None, True, start)
     with folder_lock(run.path):
-        _measure_and_export(recipe, run, text, say)
-        result = _walked(run, run.path / "report.html", False, start)
+        _measure_and_export(recipe, stages, run, data, say)
+        result = _walked(stages, run, run.path / "report.html", False, start)
         render_report(run.path)
     return result
 
@@ -62,55 +66,58 @@ def walk(recipe: Recipe, say: Say, *, resume: bool = False) -> Walk:
 def train_only(recipe: Recipe, say: Say, *, resume: bool = False) -> Walk:
     """Do the stages data and train alone. Raises as `walk` does."""
     start = time.perf_counter()
-    run, _, interrupted = _data_and_train(recipe, say, resume)
-    return _walked(run, None, interrupted, start)
+    stages = stages_of(recipe.task_name)
+    run, _, interrupted = _data_and_train(recipe, stages, say, resume)
+    return _walked(stages, run, None, interrupted, start)
 
 
-def _walked(run: RunFolder, report: Path | None, interrupted: bool, start: float) -> Walk:
+def _walked(stages: Stages, run: RunFolder, report: Path | None, interrupted: bool, start: float) -> Walk:
     seconds = time.perf_counter() - start
     run.record("seconds", run.results.get("seconds", 0.0) + seconds)  # those before a resume too
-    return Walk(run, report, interrupted, seconds)
+    return Walk(run, report, interrupted, seconds, stages.next_steps(run))
 
 
-def _data_and_train(recipe: Recipe, say: Say, resume: bool) -> tuple[RunFolder, TextData, bool]:
-    """Return the run, its text, and whether training was interrupted."""
+def _data_and_train(recipe: Recipe, stages: Stages, say: Say, resume: bool) -> tuple[RunFolder, Any, bool]:
+    """Return the run, its data, and whether training was interrupted."""
     with _held(recipe, resume) as run:
         if resume:
             _check_same_run(run, recipe)
         with stage(say, "data"):
-            text = language.data_stage(recipe, run, resume=resume)
+            data = stages.data_stage(recipe, run, resume=resume)
             if resume:
-                _go_on(run, recipe, text)
+                _go_on(run, recipe, stages, data.facts)
             else:
                 run.start(recipe.name, recipe)
-                run.record("data", text.facts)
-            say(_data_line(run.results["data"]))
+                run.record("data", data.facts)
+            say(stages.data_line(run.results["data"]))
         if _is_done(run, "train", run.bundle) and not run.results["train"].get("interrupted"):
             say("[bold]train[/bold]  done before")
-            return run, text, False
+            return run, data, False
         run.forget("train", *_AFTER_TRAINING)
     with stage(say, "train"):  # the trainer holds the folder itself
         unfinished = resume and bool(list_checkpoints(run.path / "checkpoints"))
-        interrupted = language.train_stage(recipe, run, text, resume=unfinished)
-        say(_train_line(run.results))
-    return run, text, interrupted
+        interrupted = stages.train_stage(recipe, run, data, resume=unfinished)
+        if run.results["train"].get("memory_plan"):
+            say(escape(str(run.results["train"]["memory_plan"])))
+        say(stages.train_line(run.results))
+    return run, data, interrupted
 
 
-def _measure_and_export(recipe: Recipe, run: RunFolder, text: TextData, say: Say) -> None:
-    bundle = language.open_bundle(run.bundle)
-    if not (_is_done(run, "evaluate") and _is_done(run, "samples")):
+def _measure_and_export(recipe: Recipe, stages: Stages, run: RunFolder, data: Any, say: Say) -> None:
+    bundle = bundles.load(run.bundle)
+    if not all(_is_done(run, section) for section in stages.evaluated):
         with stage(say, "evaluate"):
-            language.evaluate_stage(bundle, text, recipe.evaluate or EvaluateConfig(), run)
-            say(_evaluate_line(run.results["evaluate"]))
+            stages.evaluate_stage(bundle, data, recipe.evaluate or EvaluateConfig(), run)
+            say(stages.evaluate_line(run.results["evaluate"]))
     if recipe.compress is not None and not _is_done(run, "compress", run.compressed):
         with stage(say, "compress"):
-            language.compress_stage(run.bundle, run.compressed, text, recipe.compress, run)
+            run.record("compress", stages.compress_stage(run.bundle, run.compressed, data, recipe.compress))
             for line in compress_lines(run.results["compress"]):
                 say(line)
     if recipe.export is not None and not _is_done(run, "export", run.onnx):
         with stage(say, "export"):
-            path = language.export_stage(bundle, recipe.export, run)
-            say(_export_line(path, run.results["export"]))
+            run.record("export", stages.export_stage(bundle, run.onnx, recipe.export))
+            say(_export_line(run.onnx, run.results["export"]))
 
 
 @contextmanager
@@ -133,7 +140,7 @@ def _held(recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
 
 def _check_same_run(run: RunFolder, recipe: Recipe) -> None:
     before = recipe_of_run(run.path)[0]
-    for section in ("data", "model"):
+    for section in ("data", "model", "task"):
         if getattr(before, section) != getattr(recipe, section):
             raise ConfigError(
                 f"the run in {run.path} began with another {section} section",
@@ -141,15 +148,15 @@ def _check_same_run(run: RunFolder, recipe: Recipe) -> None:
             )
 
 
-def _go_on(run: RunFolder, recipe: Recipe, text: TextData) -> None:
+def _go_on(run: RunFolder, recipe: Recipe, stages: Stages, found: dict[str, Any]) -> None:
     """Take up a run; stages whose settings are others than before are done anew."""
-    facts = run.results.get("data", text.facts)
-    if any(facts.get(name) != value for name, value in text.facts.items() if name != "seconds"):
-        logger.warning("the text is not the one that the run in %s began with", run.path)
+    facts = run.results.get("data", found)
+    if any(facts.get(name) != value for name, value in found.items() if name != "seconds"):
+        logger.warning("the data are not the ones that the run in %s began with", run.path)
     before = recipe_of_run(run.path)[0]
     if before.train != recipe.train:
         run.forget("train", *_AFTER_TRAINING)
-    for section, names in (("evaluate", ("evaluate", "samples")), ("compress", ("compress",)), ("export", ("export",))):
+    for section, names in (("evaluate", stages.evaluated), ("compress", ("compress",)), ("export", ("export",))):
         if getattr(before, section) != getattr(recipe, section):
             run.forget(*names)
     run.keep_recipe(recipe)
@@ -207,31 +214,6 @@ def _check_free(run: RunFolder, resume: bool) -> None:
         found="a bundle" if run.bundle.exists() else "checkpoints of an unfinished run",
         fix=f"go on with --resume, give the run another name (--name), or remove {run.path}",
     )
-
-
-def _data_line(facts: dict[str, Any]) -> str:
-    return (
-        f"  {facts['documents']:,} documents, {facts['characters']:,} characters, vocabulary {facts['vocab_size']:,}; "
-        f"{facts['train_tokens']:,} tokens to train, {facts['val_tokens']:,} to validate"
-    )
-
-
-def _train_line(results: dict[str, Any]) -> str:
-    train = results["train"]
-    how = "compiled" if train["compiled"] else "eager"
-    val = f", validation loss {train['val_loss']:.3f}" if train["val_loss"] is not None else ""
-    return (
-        f"  {results['model']['parameters'] / 1e6:.1f}M parameters, {train['steps']:,} steps, "
-        f"{train['tokens']:,} tokens"
-        f" at {train['tokens_per_second']:,.0f} tokens/s ({train['precision']}, {how}){val}"
-    )
-
-
-def _evaluate_line(numbers: dict[str, Any]) -> str:
-    line = f"  validation loss {numbers['val_loss']:.3f} (perplexity {numbers['perplexity']:.1f})"
-    if "bigram_loss" in numbers:
-        line += f"; a bigram model: {numbers['bigram_loss']:.3f}, a unigram model: {numbers['unigram_loss']:.3f}"
-    return line
 
 
 def _export_line(path: Path, export: dict[str, Any]) -> str:

@@ -8,7 +8,9 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from deepseek.nn.losses import IGNORE, chunked_cross_entropy, cross_entropy_sum
+from deepseek.errors import ConfigError
+from deepseek.nn.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy_sum
+from deepseek.nn.losses import IGNORE, check_smoothing, chunked_cross_entropy, cross_entropy_sum
 from deepseek.tasks.task import Batch, Loss
 
 
@@ -44,14 +46,29 @@ class LanguageModeling:
 
     Logits of more than `max_logits_bytes` (float32) are computed in chunks, so that they are never all in memory.
     In training, a model with a mixture of experts adds `balance_weight` times its load-balancing loss to each token's
-    loss (DeepSeek-V2 trains with 0.003, arXiv:2405.04434); 0 leaves it out.
+    loss (DeepSeek-V2 trains with 0.003, arXiv:2405.04434); 0 leaves it out. `label_smoothing` (the share of a target
+    spread over all tokens) and `z_loss` (see `deepseek.nn.losses.cross_entropy_sum`) are for training alone too:
+    evaluation measures plain cross-entropy, of which the perplexity is made. Raises ConfigError for settings.
     """
 
     name = "language_modeling"
 
-    def __init__(self, max_logits_bytes: int = 256 << 20, balance_weight: float = 0.003) -> None:
+    def __init__(
+        self,
+        max_logits_bytes: int = 256 << 20,
+        balance_weight: float = 0.003,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> None:
+        if max_logits_bytes < 1:
+            raise ConfigError("max_logits_bytes is too small", found=max_logits_bytes, wanted="at least 1")
+        for name, weight in (("balance_weight", balance_weight), ("z_loss", z_loss)):
+            if not weight >= 0:
+                raise ConfigError(f"{name} is a weight", found=weight, wanted="0 or more")
         self.max_logits_bytes = max_logits_bytes
         self.balance_weight = balance_weight
+        self.label_smoothing = check_smoothing(label_smoothing)
+        self.z_loss = z_loss
 
     def count(self, batch: Batch) -> int:
         """Return the number of target tokens."""
@@ -65,22 +82,38 @@ class LanguageModeling:
         """Return the summed loss alone: what a compiler can follow without leaving the graph."""
         input_ids, labels = batch["input_ids"], batch["labels"].flatten()
         documents = {"document_ids": batch["document_ids"]} if "document_ids" in batch else {}
+        extras = (self.label_smoothing, self.z_loss) if model.training else (0.0, 0.0)
         if not _has_features(type(model)):
-            return cross_entropy_sum(model(input_ids, **documents).flatten(0, 1), labels)
+            return cross_entropy_sum(model(input_ids, **documents).flatten(0, 1), labels, *extras)
         if model.training and getattr(model, "has_mixture", False):
             features, balance = cast(HasMixture, model).forward_balanced(input_ids, **documents)[:2]
             extra = self.balance_weight * balance * (labels != IGNORE).sum()
-            return self._from_features(cast(HasFeatures, model), features, labels) + extra
+            return self._from_features(cast(HasFeatures, model), features, labels, extras) + extra
         language_model = cast(HasFeatures, model)
-        return self._from_features(language_model, language_model.forward_features(input_ids, **documents), labels)
+        features = language_model.forward_features(input_ids, **documents)
+        return self._from_features(language_model, features, labels, extras)
 
-    def _from_features(self, language_model: HasFeatures, features: Tensor, labels: Tensor) -> Tensor:
+    def _from_features(
+        self, language_model: HasFeatures, features: Tensor, labels: Tensor, extras: tuple[float, float]
+    ) -> Tensor:
         features = features.flatten(0, 1)
         vocab_size = int(getattr(language_model.lm_head, "out_features", 1))
         chunk = max(1, self.max_logits_bytes // (4 * vocab_size))
         if features.shape[0] <= chunk:
-            return cross_entropy_sum(language_model.lm_head(features), labels)
-        return chunked_cross_entropy(language_model.lm_head, features, labels, chunk)
+            return cross_entropy_sum(language_model.lm_head(features), labels, *extras)
+        head = language_model.lm_head
+        if type(head) is not nn.Linear:  # a quantized layer, say
+            return chunked_cross_entropy(head, features, labels, chunk, *extras)
+        smoothing, z_loss = extras
+        return linear_cross_entropy_sum(
+            features,
+            head.weight,
+            labels,
+            head.bias,
+            label_smoothing=smoothing,
+            z_loss=z_loss,
+            chunk_bytes=min(CHUNK_BYTES, self.max_logits_bytes),
+        )
 
     def metrics(self, mean_loss: float) -> dict[str, float]:
         """Return the loss in nats a token and the perplexity."""

@@ -8,7 +8,7 @@ Sources: Watanabe et al. 2017, "Hybrid CTC/Attention Architecture", doi:10.1109/
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
+from deepseek.metrics.error_rate import ErrorCount, character_items
 from deepseek.models.conformer import Conformer, ConformerDecoderConfig, ConformerOutput
 from deepseek.models.ctc_decoding import Hypothesis, greedy_decode, prefix_beam_search
 from deepseek.nn.attention_decoder import AttentionDecoder
 from deepseek.nn.ctc import ctc_loss_sum, decoder_inputs_targets, joint_ctc_attention_loss_sum, label_lengths
-from deepseek.nn.losses import IGNORE
-from deepseek.tasks.task import Batch, Loss
+from deepseek.nn.losses import IGNORE, check_smoothing
+from deepseek.tasks.task import Batch, Loss, LossSum
 
 Decoding = Literal["greedy", "beam", "rescore"]
 
@@ -31,7 +32,9 @@ class SpeechRecognition:
 
     `ctc_weight` is CTC's share, the decoder has the rest; a Conformer without decoder is trained by CTC alone.
     `decoding`: "greedy" is the best path, "beam" prefix-beam search with `beam_size` texts, "rescore" the same texts in
-    a second pass, where the decoder's score counts as in training. Raises ConfigError for settings out of range.
+    a second pass, where the decoder's score counts as in training. `label_smoothing` is for training alone.
+    `to_text` turns tokens into text (a tokenizer's `decode`): evaluation then tells characters and words, not tokens.
+    Raises ConfigError for settings out of range.
     """
 
     name = "speech_recognition"
@@ -42,19 +45,19 @@ class SpeechRecognition:
         label_smoothing: float = 0.1,
         decoding: Decoding = "greedy",
         beam_size: int = 10,
+        to_text: Callable[[list[int]], str] | None = None,
     ) -> None:
         if not 0 <= ctc_weight <= 1:
             raise ConfigError("ctc_weight is a share", found=ctc_weight, wanted="0 to 1")
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError("label_smoothing is a share", found=label_smoothing, wanted="0 to below 1")
         if decoding not in ("greedy", "beam", "rescore"):
             raise ConfigError("unknown decoding", found=repr(decoding), wanted="'greedy', 'beam' or 'rescore'")
         if beam_size < 1:
             raise ConfigError("beam_size is too small", found=beam_size, wanted="at least 1")
         self.ctc_weight = ctc_weight
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = check_smoothing(label_smoothing)
         self.decoding = decoding
         self.beam_size = beam_size
+        self.to_text = to_text
 
     def count(self, batch: Batch) -> int:
         """Return the number of tokens in the texts."""
@@ -66,12 +69,21 @@ class SpeechRecognition:
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the summed loss alone. Raises DataError for a text too long for its recording."""
-        config, labels, lengths = _config(model), batch["labels"], batch.get("lengths")
+        return self._loss_sum(model, batch, self._forward(model, batch))
+
+    def _forward(self, model: nn.Module, batch: Batch) -> ConformerOutput:
+        config, lengths = _config(model), batch.get("lengths")
         if config.embedding_dim is None:
             out: ConformerOutput = model(batch["input_features"], lengths)
-            return ctc_loss_sum(out.ctc_logits, labels, out.lengths, config.blank_id)
-        inputs, _ = decoder_inputs_targets(labels, config.end)
+            return out
+        inputs, _ = decoder_inputs_targets(batch["labels"], config.end)
         out = model(batch["input_features"], lengths, inputs)
+        return out
+
+    def _loss_sum(self, model: nn.Module, batch: Batch, out: ConformerOutput) -> Tensor:
+        config, labels = _config(model), batch["labels"]
+        if config.embedding_dim is None:
+            return ctc_loss_sum(out.ctc_logits, labels, out.lengths, config.blank_id)
         return joint_ctc_attention_loss_sum(
             out.ctc_logits,
             cast(Tensor, out.decoder_logits),
@@ -80,12 +92,16 @@ class SpeechRecognition:
             blank_id=config.blank_id,
             end_id=config.end,
             ctc_weight=self.ctc_weight,
-            label_smoothing=self.label_smoothing,
+            label_smoothing=self.label_smoothing if model.training else 0.0,
         )
 
     def metrics(self, mean_loss: float) -> dict[str, float]:
         """Return the loss in nats a token."""
         return {"loss": mean_loss}
+
+    def evaluator(self) -> SpeechEvaluator:
+        """Return what measures the loss and error rates; see `SpeechEvaluator`."""
+        return SpeechEvaluator(self)
 
     def predict(self, model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> list[list[int]]:
         """Return the tokens of each recording. `inputs`: features, or a batch with `input_features` and `lengths`.
@@ -124,6 +140,42 @@ class SpeechRecognition:
             joint = self.ctc_weight * by_ctc + (1 - self.ctc_weight) * scores
             best.append(list(texts[int(joint.argmax())].tokens))
         return best
+
+
+class SpeechEvaluator:
+    """Measures `loss` and, by the best path through CTC (greedy decoding, of the same pass), error rates.
+
+    With the task's `to_text`: `cer` and `wer`, of characters and words; without, `token_error_rate`, which is the
+    character error rate where tokens are characters. `text_error_rate`: the share of texts with any error.
+    """
+
+    def __init__(self, task: SpeechRecognition) -> None:
+        self._task, self._loss = task, LossSum()
+        self._items, self._words = ErrorCount(), ErrorCount()
+
+    def update(self, model: nn.Module, batch: Batch) -> None:
+        """Add a batch."""
+        out = self._task._forward(model, batch)
+        self._loss.add(self._task._loss_sum(model, batch, out), self._task.count(batch))
+        found = greedy_decode(out.ctc_logits, out.lengths, _config(model).blank_id)
+        for tokens, row in zip(found, batch["labels"].tolist(), strict=True):
+            self._add([token for token in row if token != IGNORE], tokens)
+
+    def result(self) -> dict[str, float]:
+        """Return the numbers. Raises DataError when no recording had a text."""
+        items = self._items.result()
+        rates = {"token_error_rate": items.rate}
+        if self._task.to_text is not None:
+            rates = {"cer": items.rate, "wer": self._words.result().rate}
+        return {"loss": self._loss.mean(), **rates, "text_error_rate": self._items.wrong / self._items.texts}
+
+    def _add(self, wanted: list[int], found: list[int]) -> None:
+        if self._task.to_text is None:
+            self._items.update(wanted, found)
+            return
+        reference, hypothesis = self._task.to_text(wanted), self._task.to_text(found)
+        self._items.update(character_items(reference), character_items(hypothesis))
+        self._words.update(reference.split(), hypothesis.split())
 
 
 def decoder_scores(

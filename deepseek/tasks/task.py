@@ -1,8 +1,12 @@
-"""What a task is: the one object that says what a model is for, in training, evaluation, compression and serving."""
+"""What a task is: the one object that says what a model is for, in training, evaluation, compression and serving.
+
+Not here: the metrics (`deepseek.metrics`), and building a task from a recipe's values (`tasks.build`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,6 +53,57 @@ class Task(Protocol):
         ...
 
 
+class Evaluator(Protocol):
+    """Measures a model over batches; a task makes a new one for each evaluation by its method `evaluator()`."""
+
+    def update(self, model: nn.Module, batch: Any) -> None:
+        """Add a batch, which is on the model's device. The caller sets eval mode, no_grad and autocast."""
+        ...
+
+    def result(self) -> dict[str, float]:
+        """Return the metrics, `loss` among them. Raises DataError when no batch had anything to measure."""
+        ...
+
+
+class LossSum:
+    """Adds up losses on the device, so that a batch costs no synchronisation."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self.count = 0
+
+    def add(self, loss_sum: Tensor, count: int) -> None:
+        """Add a scalar that sums over `count` items."""
+        part = loss_sum.detach()
+        part = part.double() if part.device.type != "mps" else part.float()  # mps has no float64
+        self._total = part if self._total is None else self._total + part
+        self.count += count
+
+    def mean(self) -> float:
+        """Return the sum divided by the items. Raises DataError when there is none."""
+        if self._total is None or self.count == 0:
+            raise DataError("there is nothing to evaluate", found="no target in any batch", wanted="at least one")
+        return float(self._total) / self.count
+
+
+class MeanLoss:
+    """The evaluator of a task that has none of its own: the mean loss, and what `task.metrics` makes of it."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._loss = LossSum()
+
+    def update(self, model: nn.Module, batch: Any) -> None:
+        """Add the loss of a batch."""
+        loss = self._task.loss(model, batch)
+        self._loss.add(loss.sum, loss.count)
+
+    def result(self) -> dict[str, float]:
+        """Return `loss` and the task's metrics of it. Raises DataError when there is no item."""
+        mean = self._loss.mean()
+        return {"loss": mean, **self._task.metrics(mean)}
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """Return the batch on `device`; tensors, and tensors in dicts, lists and tuples."""
     if isinstance(batch, Tensor):
@@ -60,21 +115,52 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def evaluator_of(task: Task) -> Evaluator:
+    """Return a new evaluator: the task's own where it has one, else its mean loss."""
+    make: Callable[[], Evaluator] | None = getattr(task, "evaluator", None)
+    return make() if make is not None else MeanLoss(task)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    task: Task,
+    device: torch.device | None = None,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> dict[str, float]:
+    """Return what the task measures over all batches, `loss` among it: in eval mode, without gradients.
+
+    `autocast` makes the context of each batch. Raises DataError when there is nothing to measure. The mode of every
+    part of the model is restored.
+    """
+    evaluator = evaluator_of(task)
+    with eval_mode(model), torch.no_grad():
+        for batch in batches:
+            with autocast():
+                evaluator.update(model, batch if device is None else to_device(batch, device))
+    return evaluator.result()
+
+
 def mean_loss(model: nn.Module, batches: Iterable[Any], task: Task, device: torch.device | None = None) -> float:
     """Return the task's loss over all batches, divided by the number of items, without gradients, in eval mode.
 
     Raises DataError when there is no item. The model's mode is restored.
     """
-    was_training, total, count = model.training, 0.0, 0
+    total = LossSum()
+    with eval_mode(model), torch.no_grad():
+        for batch in batches:
+            loss = task.loss(model, batch if device is None else to_device(batch, device))
+            total.add(loss.sum, loss.count)
+    return total.mean()
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Set eval mode inside; afterwards each part of the model has the mode it had."""
+    training = [part for part in model.modules() if part.training]
     model.eval()
     try:
-        with torch.no_grad():
-            for batch in batches:
-                loss = task.loss(model, batch if device is None else to_device(batch, device))
-                total += float(loss.sum)
-                count += loss.count
+        yield
     finally:
-        model.train(was_training)
-    if count == 0:
-        raise DataError("there is nothing to evaluate", found="no target in any batch", wanted="at least one")
-    return total / count
+        for part in training:
+            part.training = True

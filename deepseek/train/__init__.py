@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from deepseek.train.mixed_precision import MixedPrecisionTrainer as MixedPrecisionTrainer
     from deepseek.train.result import TrainResult as TrainResult
     from deepseek.train.trainer import Trainer as Trainer
+    from deepseek.train.verify import verify_trainer as verify_trainer
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -19,5 +20,6 @@ __getattr__, __dir__ = lazy_names(
         "TrainConfig": "deepseek.train.config:TrainConfig",
         "TrainResult": "deepseek.train.result:TrainResult",
         "Trainer": "deepseek.train.trainer:Trainer",
+        "verify_trainer": "deepseek.train.verify:verify_trainer",
     },
 )

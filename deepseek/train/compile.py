@@ -7,6 +7,7 @@ fails to compile runs eagerly, and the log says so. Weights and random states ar
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from typing import Any, NamedTuple
 import torch
 
 from deepseek.checkpoint.training_state import random_state, restore_random_state
+from deepseek.nn import choices
 from deepseek.tasks.task import to_device
+from deepseek.train.autotune import tune
 from deepseek.train.step import TrainStep
 
 logger = logging.getLogger("deepseek.train")
@@ -31,37 +34,65 @@ class Preparation(NamedTuple):
     reason: str
     step_seconds: float
     compile_seconds: float
+    choices: dict[str, str] = {}
+    """The ways of computing that are in force in the run (`deepseek.nn.choices`)."""
 
 
 def prepare(
-    step: TrainStep, batches: Sequence[Any], *, steps: float, time_budget: float | None, wish: bool | str
+    step: TrainStep,
+    batches: Sequence[Any],
+    *,
+    steps: float,
+    time_budget: float | None,
+    wish: bool | str,
+    chosen: dict[str, str] | None = None,
 ) -> Preparation:
     """Measure, decide, and compile `step.loss_sum` where it pays.
 
-    `steps` are planned (infinity where only `time_budget` seconds bound the run).
+    `steps` are planned (infinity where only `time_budget` seconds bound the run). `chosen` are the ways of computing of
+    the run so far; None has them measured, where that pays too.
     """
     if wish is False and time_budget is None:
-        return Preparation(False, "switched off by compile: false", 0.0, 0.0)
+        return Preparation(False, "switched off by compile: false", 0.0, 0.0, chosen or {})
     randomness = random_state()
     buffers = [(buffer, buffer.clone()) for buffer in step.model.buffers()]  # running means of batch norm
     try:
-        eager = _measure(step, batches)
-        seconds_eager = min(eager * steps, time_budget or float("inf"))
-        compiled, reason = _decide(step, wish, seconds_eager)
-        seconds = 0.0
-        if compiled:
-            start = time.perf_counter()
-            compiled, problem = _compile(step, batches)
-            seconds = time.perf_counter() - start
-            reason = problem or reason
-            if compiled:
-                eager = _measure(step, batches)
-        return Preparation(compiled, reason, eager, seconds)
+        with choices.using(chosen or {}):
+            return _prepare(step, batches, steps, time_budget, wish, chosen)
     finally:
         step.optimizer.zero_grad(set_to_none=True)
         for buffer, before in buffers:
             buffer.copy_(before)
         restore_random_state(randomness)
+
+
+def _prepare(
+    step: TrainStep,
+    batches: Sequence[Any],
+    steps: float,
+    time_budget: float | None,
+    wish: bool | str,
+    chosen: dict[str, str] | None,
+) -> Preparation:
+    fastest = _measure(step, batches)
+    planned = min(fastest * steps, time_budget or math.inf)
+    compiled, reason = _decide(step, wish, planned)
+    seconds = 0.0
+    if compiled:
+        start = time.perf_counter()
+        compiled, problem = _compile(step, batches)
+        seconds = time.perf_counter() - start
+        reason = problem or reason
+        if compiled:
+            fastest = _measure(step, batches)
+    if chosen is None:
+        planned = min(fastest * steps, time_budget or math.inf)
+        compiling = seconds if compiled else 0.0
+        tuned = tune(step, batches, step_seconds=fastest, planned_seconds=planned, compile_seconds=compiling)
+        chosen = tuned.chosen
+        seconds += tuned.seconds
+        logger.info("ways of computing: %s", tuned.reason)
+    return Preparation(compiled, reason, fastest, seconds, chosen)
 
 
 def _measure(step: TrainStep, batches: Sequence[Any], repeats: int = 2) -> float:
@@ -80,6 +111,8 @@ def _measure(step: TrainStep, batches: Sequence[Any], repeats: int = 2) -> float
 def _decide(step: TrainStep, wish: bool | str, seconds_eager: float) -> tuple[bool, str]:
     if wish is False:
         return False, "switched off by compile: false"
+    if not getattr(step.task, "compilable", True):
+        return False, f"the task {step.task.name} needs second derivatives, which compiled code does not give"
     if step.precision.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
         return False, "no C++ compiler found (install g++ to train faster)"
     if wish is True:

@@ -10,10 +10,11 @@ from types import FrameType
 
 
 class Interrupt:
-    """Whether the run was asked to stop."""
+    """Whether the run was asked to stop, and by which signal."""
 
     def __init__(self) -> None:
         self.requested = False
+        self.signal: int | None = None
 
 
 @contextlib.contextmanager
@@ -30,7 +31,7 @@ def graceful_interrupt() -> Iterator[Interrupt]:
     def on_signal(number: int, frame: FrameType | None) -> None:
         if interrupt.requested:
             raise KeyboardInterrupt
-        interrupt.requested = True
+        interrupt.requested, interrupt.signal = True, number
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

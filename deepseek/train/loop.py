@@ -1,278 +1,254 @@
 """The training loop, top to bottom: rate, batches, step, log, validate, save.
 
 What varies is elsewhere: the arithmetic in `step.py`, the task in `deepseek.tasks`, the order of the data in its
-loader. Everything needed to go on is in `_state`; a resumed run does the same steps as one never stopped.
+loader, what is done besides in `callbacks/`. Everything needed to go on is in `saving.state_tree`; a resumed run does
+the same steps as one never stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from deepseek.checkpoint.store import load_newest, save_checkpoint
-from deepseek.checkpoint.training_state import (
-    optimizer_state,
-    random_state,
-    restore_model,
-    restore_optimizer,
-    restore_random_state,
-    seed_random,
-)
-from deepseek.errors import CheckpointError, StorageError
-from deepseek.optim.schedules import learning_rate
+from deepseek.checkpoint.training_state import seed_random
+from deepseek.errors import CheckpointError, DeepSeekError, NonFiniteLossError
+from deepseek.faults import fault_point
+from deepseek.nn import choices
+from deepseek.train.bad_step import explain_bad_step
 from deepseek.train.batches import BatchStream
-from deepseek.train.compile import prepare
-from deepseek.train.config import TrainConfig
-from deepseek.train.interrupt import graceful_interrupt
+from deepseek.train.callbacks.callback_list import CallbackList
+from deepseek.train.interrupt import Interrupt, graceful_interrupt
 from deepseek.train.metrics_log import MetricsLog
+from deepseek.train.plan import make_plan
+from deepseek.train.prefetch import prefetch
 from deepseek.train.progress import TrainingProgress, wants_progress
 from deepseek.train.result import TrainResult
-from deepseek.train.step import TrainStep
+from deepseek.train.run import TrainingRun
+from deepseek.train.run_state import RunState
+from deepseek.train.saving import Saver, restore, state_tree
+from deepseek.train.step import StepResult
 
 _REPLAN_EVERY = 50  # steps; the first few are slower than the rest
+_MAX_ROLLBACKS = 3
 
 logger = logging.getLogger("deepseek.train")
 
 
-@dataclass
-class TrainingRun:
-    """What the loop works on."""
-
-    step: TrainStep
-    data: BatchStream
-    config: TrainConfig
-    validate: Callable[[], float] | None = None
-    output_dir: Path | None = None
-    resume: bool = False
-    unit: str = "items"
-
-
 def train_loop(run: TrainingRun) -> TrainResult:
-    """Train to the end of the plan, or until Ctrl-C; return the numbers. The caller holds the output folder.
+    """Train to the end of the plan, until a callback stops it, or until Ctrl-C or SIGTERM; return the numbers.
 
-    Raises CheckpointError when `resume` finds only damaged checkpoints, NonFiniteLossError when the loss stays NaN or
-    infinite, StorageError when the last state can't be saved.
+    The caller holds the output folder. Raises CheckpointError when `resume` finds only damaged checkpoints,
+    NonFiniteLossError when the loss stays NaN or infinite, StorageError when the last state can't be saved.
     """
-    config, step = run.config, run.step
-    accumulate = config.gradient_accumulation_steps
     with contextlib.ExitStack() as stack:
-        seed_random(config.seed)
-        peaks = [float(group.setdefault("initial_lr", group["lr"])) for group in step.optimizer.param_groups]
-        state = _resume_state(run)
-        done, plan, result = _plan(run, state)
-        before = _Before(0, 0.0) if state is None else _Before(int(state["items"]), float(state["seconds"]))
-        if state is not None:
-            _restore(step, state)
-        metrics = None
-        if run.output_dir is not None:
-            metrics = MetricsLog(run.output_dir, tensorboard=config.tensorboard, from_step=done)
-            stack.callback(metrics.close)
-        bar = stack.enter_context(TrainingProgress(plan.steps, done, run.unit, show=wants_progress(config.progress)))
-        interrupt = stack.enter_context(graceful_interrupt())
-        stream = run.data.iterate(done * accumulate)
-        stack.callback(getattr(stream, "close", lambda: None))
-        saved = done
-        for index in itertools.count(done):
-            if index >= plan.steps:
-                break
-            start = time.perf_counter()
-            for group, peak in zip(step.optimizer.param_groups, peaks, strict=True):
-                group["lr"] = plan.rate(index, peak)
-            update = step(list(islice(stream, accumulate)))
-            result.seconds += time.perf_counter() - start
-            result.items += update.items
-            result.losses += [update.loss] if update.items else []
-            result.skipped_steps += update.skipped
-            result.steps = index + 1
-            if state is None and result.steps % _REPLAN_EVERY == 0:
-                plan.keep_to_budget(result)
-            bar.update(result.steps, update.loss, result.items_per_second)
-            if metrics is not None and (result.steps % config.log_every == 0 or result.steps == plan.steps):
-                metrics.log(_row(result, before, update.grad_norm, plan.rate(index, peaks[0]), config), result.steps)
-            if run.validate is not None and (result.steps % plan.validate_every == 0 or result.steps == plan.steps):
-                result.val_loss = run.validate()
-                if metrics is not None:
-                    row = {"seconds": before.seconds + result.seconds, "val_loss": result.val_loss}
-                    metrics.log(row, result.steps)
-            if interrupt.requested and result.steps < plan.steps:
-                result.interrupted = True
-                break
-            if run.output_dir is not None and result.steps % plan.checkpoint_every == 0:
-                saved = _save(run, plan, result, before, saved)
-        bar.finish(result.steps)
-        if run.output_dir is not None and saved != result.steps:
-            _save(run, plan, result, before, saved)
-    if result.interrupted and run.output_dir is not None:
-        logger.warning(
-            "stopped at step %d of %d and saved in %s; resume=True (--resume) goes on from there",
-            *(result.steps, plan.steps, run.output_dir),
-        )
-    return result
-
-
-class _Before(NamedTuple):
-    """What the run did before this call, so that its log goes on counting."""
-
-    items: int
-    seconds: float
-
-
-@dataclass
-class _Plan:
-    """The steps of the whole run, fixed at its first start so that a resume follows the same schedule."""
-
-    config: TrainConfig
-    steps: int
-    compiled: bool
-    compile_reason: str
-
-    def __post_init__(self) -> None:
-        config, steps = self.config, self.steps
-        warmup = min(max(steps // 50, 10), steps // 10) if config.warmup_steps is None else config.warmup_steps
-        self.warmup_steps = min(warmup, steps)
-        self._measured = (0, 0.0)
-        self.validate_every = config.validate_every or max(1, math.ceil(steps / 10))
-        self.checkpoint_every = config.checkpoint_every or max(1, math.ceil(steps / 5))
-
-    def keep_to_budget(self, result: TrainResult) -> None:
-        """Under a time budget, set the number of steps anew from the speed of the latest ones: machines get busy."""
-        if self.config.time_budget is None or result.steps >= self.steps:
-            return
-        since, before = self._measured
-        self._measured = (result.steps, result.seconds)
-        left = max(0.0, self.config.time_budget - result.compile_seconds - result.seconds)
-        affordable = result.steps + int(left * (result.steps - since) / (result.seconds - before))
-        self.steps = max(min(affordable, self.config.max_steps or affordable), result.steps + 1)
-
-    def rate(self, index: int, peak: float) -> float:
-        config = self.config
-        return learning_rate(
-            index,
-            peak=peak,
-            total_steps=self.steps,
-            warmup_steps=self.warmup_steps,
-            schedule=config.schedule,
-            floor=config.min_lr_ratio,
-        )
-
-
-def _plan(run: TrainingRun, state: dict[str, Any] | None) -> tuple[int, _Plan, TrainResult]:
-    """Fix the number of steps, measure, and compile where it pays; return (steps done, plan, an empty result)."""
-    config, accumulate = run.config, run.config.gradient_accumulation_steps
-    limit = _step_limit(run)
-    first = list(islice(run.data.iterate(0), accumulate))
-    if state is not None:
-        wish: bool | str = state["compiled"] if config.compile == "auto" else config.compile
-    else:
-        wish = config.compile
-    prepared = prepare(run.step, first, steps=limit, time_budget=config.time_budget, wish=wish)
-    if state is not None and config.time_budget is not None:
-        steps = int(state["total_steps"])
-    elif config.time_budget is not None:
-        left = max(0.0, config.time_budget - prepared.compile_seconds)
-        steps = int(min(limit, max(10, left / (prepared.step_seconds * 1.1))))
-    else:
-        steps = int(limit)
-    done = int(state["step"]) if state is not None else 0
-    result = TrainResult(
-        steps=done,
-        items=0,
-        seconds=0.0,
-        precision=run.step.precision.name,
-        device=str(run.step.precision.device),
-        compiled=prepared.compiled,
-        compile_reason=prepared.reason,
-        compile_seconds=prepared.compile_seconds,
-        output_dir=run.output_dir,
-        val_loss=state["val_loss"] if state is not None else None,
-    )
-    logger.info("%s (%s)", "compiled" if prepared.compiled else "running eagerly", prepared.reason)
-    plan = _Plan(config, steps, prepared.compiled, prepared.reason)
-    if state is not None and steps == state["total_steps"]:
-        plan.warmup_steps = int(state["warmup_steps"])
-    return done, plan, result
-
-
-def _step_limit(run: TrainingRun) -> float:
-    config, limit = run.config, math.inf
-    if config.max_steps is not None:
-        limit = float(config.max_steps)
-    bounded = config.max_steps is not None or config.time_budget is not None
-    if config.epochs is not None or not bounded:
-        batches = (config.epochs or 1) * len(run.data)
-        limit = min(limit, float(max(1, batches // config.gradient_accumulation_steps)))
-    return limit
-
-
-def _row(result: TrainResult, before: _Before, grad_norm: float, rate: float, config: TrainConfig) -> dict[str, float]:
-    recent = [loss for loss in result.losses[-config.log_every :] if math.isfinite(loss)]
-    return {
-        "tokens": before.items + result.items,
-        "seconds": before.seconds + result.seconds,
-        "loss": sum(recent) / len(recent) if recent else math.nan,
-        "lr": rate,
-        "grad_norm": grad_norm,
-        "tokens_per_second": result.items_per_second,
-    }
-
-
-def _save(run: TrainingRun, plan: _Plan, result: TrainResult, before: _Before, saved: int) -> int:
-    """Write a checkpoint; return the step of the newest one. A full disk is a warning: the older ones stay."""
-    folder = run.output_dir
-    if folder is None:
-        return saved
-    step = run.step
-    state = {
-        "step": result.steps,
-        "total_steps": plan.steps,
-        "warmup_steps": plan.warmup_steps,
-        "items": before.items + result.items,
-        "seconds": before.seconds + result.seconds,
-        "compiled": plan.compiled,
-        "val_loss": result.val_loss,
-        "model": step.model.state_dict(),
-        "optimizer": optimizer_state(step.optimizer, step.model),
-        "scaler": step.scaler.state_dict() if step.scaler is not None else None,
-        "random": random_state(),
-    }
-    try:
-        save_checkpoint(folder / "checkpoints", result.steps, state, keep=run.config.keep_checkpoints)
-    except StorageError as error:
-        if result.steps == plan.steps or result.interrupted:
+        seed_random(run.config.seed)
+        loop = _Loop(run, stack)
+        try:
+            return loop.train()
+        except BaseException as error:
+            loop.callbacks.on_exception(loop.state)
+            loop.save_after(error)
             raise
-        logger.warning("no checkpoint at step %d, training goes on: %s", result.steps, error)
-        return saved
-    return result.steps
 
 
-def _resume_state(run: TrainingRun) -> dict[str, Any] | None:
-    if not run.resume:
-        return None
-    if run.output_dir is None:
-        raise CheckpointError("nothing to resume: the run has no output folder", fix="set output_dir")
-    found = load_newest(run.output_dir / "checkpoints")
-    if found is None:
-        raise CheckpointError(
-            f"{run.output_dir} has no good checkpoint to resume from", fix="start the run anew without resume"
-        )
-    logger.info("resuming from %s", found[0].name)
-    return found[1]
+class _Loop:
+    """One run in progress."""
 
+    def __init__(self, run: TrainingRun, stack: contextlib.ExitStack) -> None:
+        config, step = run.config, run.step
+        self.run, self.config, self.step = run, config, step
+        self.peaks = [float(group.setdefault("initial_lr", group["lr"])) for group in step.optimizer.param_groups]
+        self.saver = Saver(run.output_dir, config) if run.output_dir is not None else None
+        if self.saver is not None:
+            stack.callback(self.saver.close)
+        saved = self._saved() if run.resume else None
+        self.plan, self.result = make_plan(run, saved)
+        stack.enter_context(choices.using(self.plan.choices))
+        self.replans = saved is None
+        self.callbacks = CallbackList(run.callbacks)
+        stack.callback(self.callbacks.close)
+        state = RunState(step.model, step.task, step.optimizer, config, run.data, run.output_dir, self.plan.steps)
+        self.state, self.rollbacks, self.in_step = state, 0, True
+        if saved is not None:
+            restore(saved, state, step, self.callbacks)
+            if self.saver is not None:
+                self.saver.saved_step = state.step
+        if run.output_dir is not None:
+            state.metrics_log = MetricsLog(run.output_dir, tensorboard=config.tensorboard, from_step=state.step)
+            stack.callback(state.metrics_log.close)
+        wanted = self.callbacks.wants("on_gradients")
+        step.on_gradients = (lambda: self.callbacks.on_gradients(state)) if wanted else None
+        show = wants_progress(config.progress)
+        self.bar = stack.enter_context(TrainingProgress(self.plan.steps, state.step, run.unit, show=show))
+        self.interrupt: Interrupt = stack.enter_context(graceful_interrupt())
+        device = step.precision.device
+        ahead = self.plan.prefetch
+        self.stream = prefetch(run.steps, state.position, device=device) if ahead else run.steps.iterate(state.position)
+        stack.callback(lambda: self.stream.close())
+        self.wants_epochs = self.callbacks.wants("on_epoch_end")
+        self.epoch = self._epochs_done()
 
-def _restore(step: TrainStep, state: dict[str, Any]) -> None:
-    restore_model(step.model, state["model"])
-    restore_optimizer(step.optimizer, step.model, state["optimizer"])
-    if step.scaler is not None and state["scaler"]:
-        step.scaler.load_state_dict(state["scaler"])
-    restore_random_state(state["random"])
+    def train(self) -> TrainResult:
+        """Go on to the end."""
+        state, result, prepared = self.state, self.result, False
+        self.callbacks.on_train_begin(state)
+        while not self._is_over():
+            update = self._one_step()
+            if update is None:  # rolled back
+                continue
+            self._account(update)
+            if self.saver is not None and not prepared:
+                self.saver.prepare(self._tree())
+                prepared = True
+            self.callbacks.on_step_end(state)
+            if self.run.validate is not None and (self._is_over() or state.step % self.plan.validate_every == 0):
+                self._validate()
+            self._end_epoch()
+            self.callbacks.on_save(state)
+            if self.interrupt.requested and state.step < self.plan.steps:
+                result.interrupted, result.signal = True, self.interrupt.signal
+                break
+            self._save_in_turn()
+        self.bar.finish(state.step)
+        result.val_loss, result.metrics = state.metrics.get("val_loss"), dict(state.metrics)
+        result.stop_reason = state.stop_reason
+        self._save_at_end()
+        if not result.interrupted:
+            self.callbacks.on_train_end(state)
+        return result
+
+    def _one_step(self) -> StepResult | None:
+        """Do a step and return what it did; None where the run was set back to its newest checkpoint instead."""
+        start = time.perf_counter()
+        fault_point("data.next")
+        for group, peak in zip(self.step.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = self.plan.rate(self.state.step, peak)
+        self.in_step = True
+        taken = next(self.stream)
+        self.state.position = taken.position
+        try:
+            update = self.step(taken.batches, taken.items)
+        except NonFiniteLossError as error:
+            explained = explain_bad_step(self.step, error, self.run.output_dir, self.state.step)
+            if self.config.on_nonfinite == "stop" or self.saver is None or self.rollbacks >= _MAX_ROLLBACKS:
+                raise explained from None
+            self._roll_back(explained)
+            return None
+        seconds = time.perf_counter() - start
+        self.result.seconds += seconds
+        self.state.seconds += seconds
+        return update
+
+    def _account(self, update: StepResult) -> None:
+        state, result, config = self.state, self.result, self.config
+        state.step += 1
+        self.in_step = False
+        state.items += update.items
+        state.loss, state.grad_norm, state.skipped = update.loss, update.grad_norm, update.skipped
+        state.learning_rate = self.step.optimizer.param_groups[0]["lr"]
+        result.steps = state.step
+        result.items += update.items
+        if update.items:
+            result.losses.append(update.loss)
+        result.skipped_steps += update.skipped
+        if self.replans and state.step % _REPLAN_EVERY == 0:
+            self.plan.keep_to_budget(result)
+            state.total_steps = self.plan.steps
+        self.bar.update(state.step, update.loss, result.items_per_second)
+        if state.metrics_log is not None and (state.step % config.log_every == 0 or state.step == self.plan.steps):
+            state.log(self._row())
+
+    def _is_over(self) -> bool:
+        return self.state.step >= self.plan.steps or self.state.stop_reason is not None
+
+    def _end_epoch(self) -> None:
+        if self.wants_epochs and ((epoch := self._epochs_done()) != self.epoch or self._is_over()):
+            self.epoch = epoch
+            self.callbacks.on_epoch_end(self.state)
+
+    def _validate(self) -> None:
+        state = self.state
+        if self.run.validate is None:
+            return
+        fault_point("validation")
+        self.callbacks.on_validation_begin(state)
+        state.metrics = {f"val_{name}": value for name, value in self.run.validate().items()}
+        self.callbacks.on_validation_end(state)
+        state.log({"seconds": state.seconds, **state.metrics})
+
+    def _save_in_turn(self) -> None:
+        if self.saver is None:
+            return
+        self.saver.check()
+        state, wanted = self.state, self.state.wanted_checkpoints
+        if state.step % self.plan.checkpoint_every == 0:
+            wanted.append(None)
+        for path in dict.fromkeys(wanted):
+            self.saver.save(state, self._tree(), path=path)
+        wanted.clear()
+
+    def _save_at_end(self) -> None:
+        if self.saver is None:
+            return
+        state = self.state
+        self.saver.wait_for_last()
+        if self.saver.saved_step != state.step:
+            self.saver.save(state, self._tree(), last=True)
+        if self.result.interrupted:
+            logger.warning(
+                "stopped at step %d of %d and saved in %s; resume=True (--resume) goes on from there",
+                *(state.step, self.plan.steps, self.run.output_dir),
+            )
+
+    def save_after(self, error: BaseException) -> None:
+        """Save the latest step where an error came between steps (a callback, a validation): nothing is lost."""
+        if self.saver is None or self.in_step or not isinstance(error, Exception):
+            return
+        try:
+            if self.saver.saved_step != self.state.step:
+                self.saver.save(self.state, self._tree(), last=True)
+        except DeepSeekError as problem:
+            logger.warning("the latest step could not be saved: %s", problem)
+
+    def _roll_back(self, error: NonFiniteLossError) -> None:
+        """Take the weights of the newest checkpoint and go on behind the batches that broke them."""
+        state, position = self.state, self.state.position
+        if self.saver is None:
+            return
+        self.saver.wait_for_last()
+        restore(self.saver.newest(), state, self.step, self.callbacks)
+        state.position = position
+        self.rollbacks += 1
+        self.result.rollbacks = self.rollbacks
+        logger.warning("rolled back to step %d, going on behind the bad batches: %s", state.step, error.problem)
+
+    def _saved(self) -> dict[str, Any]:
+        if self.saver is None:
+            raise CheckpointError("nothing to resume: the run has no output folder", fix="set output_dir")
+        return self.saver.newest()
+
+    def _tree(self) -> dict[str, Any]:
+        return state_tree(self.state, self.plan, self.step, self.callbacks)
+
+    def _epochs_done(self) -> int:
+        return int(self.state.epoch) if self.wants_epochs else 0
+
+    def _row(self) -> dict[str, float]:
+        state, every = self.state, self.config.log_every
+        recent = [loss for loss in self.result.losses[-every:] if math.isfinite(loss)]
+        return {
+            self.run.unit: state.items,
+            "seconds": state.seconds,
+            "loss": sum(recent) / len(recent) if recent else math.nan,
+            "lr": state.learning_rate,
+            "grad_norm": state.grad_norm,
+            f"{self.run.unit}_per_second": self.result.items_per_second,
+        }
 
 
 def take(stream: BatchStream, limit: int | None) -> Iterator[Any]:

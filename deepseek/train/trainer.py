@@ -6,7 +6,9 @@ Not here: the loop (`loop.py`) and its arithmetic (`step.py`).
 from __future__ import annotations
 
 import itertools
+import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,33 @@ from deepseek.data import Tokenizer
 from deepseek.errors import ConfigError
 from deepseek.hardware import resolve_device, use_physical_cores
 from deepseek.models.factory import build, model_config
+from deepseek.optim.build import build_optimizer, use_fp32_weights
+from deepseek.optim.clipping import Clipper, make_clipper
 from deepseek.optim.deferred import DeferredOptimizer
-from deepseek.optim.muon import MuonAdamW, decay_groups, hidden_matrices
+from deepseek.optim.fp32_modules import keep_fp32
 from deepseek.optim.precision import Precision
 from deepseek.tasks.language_modeling import LanguageModeling
-from deepseek.tasks.task import Task, mean_loss
+from deepseek.tasks.task import Task, evaluate
 from deepseek.train.batches import BatchStream, as_stream
+from deepseek.train.callbacks.callback import Callback
+from deepseek.train.callbacks.early_stopping import EarlyStopping
+from deepseek.train.callbacks.ema import EMA
 from deepseek.train.config import TrainConfig
-from deepseek.train.loop import TrainingRun, take, train_loop
+from deepseek.train.fp32_modules import fp32_modules
+from deepseek.train.loop import take, train_loop
 from deepseek.train.memory import estimate_training, refuse_if_too_large
+from deepseek.train.memory_allocator import HOLES, give_large_blocks_back
+from deepseek.train.memory_plan import MemoryPlan, plan_memory
+from deepseek.train.memory_recovery import MicroBatchSplitter
 from deepseek.train.output import hold_output, save_bundle, save_tokenizer, stored_tokenizer
+from deepseek.train.recompute import recomputing
 from deepseek.train.result import TrainResult
+from deepseek.train.run import TrainingRun
 from deepseek.train.step import TrainStep
+from deepseek.train.step_source import step_source
 from deepseek.train.text_data import TextData, TextSource, check_vocabulary, prepare_text, train_tokenizer
+
+logger = logging.getLogger("deepseek.train")
 
 OptimizerLike = Optimizer | DeferredOptimizer | type[Optimizer] | None
 
@@ -42,7 +58,8 @@ class Trainer:
     `train_dataset` and `val_dataset`: a path to text (JSONL, text file, folder) for language models, a `data.Loader`, a
     list of batches, or any iterable of batches. `task` defaults to language modelling. `optimizer`: a name (adamw,
     muon), an optimizer, or its class; one that has a learning rate keeps it as the peak of the schedule. `settings` are
-    the fields of TrainConfig (`deepseek explain train`). Files go to `output_dir`: by default `runs/<date-time>` when
+    the fields of TrainConfig (`deepseek explain train`); `callbacks` (`deepseek.callbacks`) come after those that
+    settings ask for (ema_decay, early_stopping). Files go to `output_dir`: by default `runs/<date-time>` when
     training from files, nowhere when training from batches in memory. There, besides checkpoints and metrics:
     `tokenizer.json` and, at the end, `bundle/`.
 
@@ -62,6 +79,7 @@ class Trainer:
         optimizer: OptimizerLike | str = None,
         tokenizer: Tokenizer | None = None,
         output_dir: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
         precision_override: Precision | None = None,
         scaler: torch.amp.GradScaler | None = None,
         **settings: Any,
@@ -83,11 +101,13 @@ class Trainer:
         self.tokenizer = tokenizer
         self.text: TextData | None = None
         self.result: TrainResult | None = None
+        self.memory_plan: MemoryPlan | None = None
         self.output_dir = Path(output_dir) if output_dir is not None else None
         if self.output_dir is None and isinstance(train_dataset, str | Path):
             self.output_dir = _new_folder(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
         self._train, self._val = train_dataset, val_dataset
         self._optimizer = optimizer
+        self._callbacks = [*usual_callbacks(self.config), *callbacks]
         self._scaler = scaler
         self._precision = precision_override
 
@@ -108,30 +128,43 @@ class Trainer:
         device = self._precision.device if self._precision else resolve_device(config.device)
         use_physical_cores()
         precision = self._precision or Precision(config.precision, device)
+        precision.check_weights(config.weights_dtype)
         if resume and self.output_dir is not None:
             self.tokenizer = stored_tokenizer(self.output_dir, self.tokenizer)
         data, validation = self._batches(config)
-        self._build_model(config, precision, data)
+        config, task, splitter = self._fit_memory(config, precision, data)
+        self._build_model(config)
         save_tokenizer(self.output_dir, self.tokenizer)
         model = self._require_model().to(device).train()
+        for left in precision.prepare(model):
+            logger.info("%s stays bf16: %s", left.name, left.reason)
+        kept = keep_fp32(model, fp32_modules(model, task, data, precision, config, self.output_dir))
         step = TrainStep(
             model,
-            self.task,
+            task,
             self._make_optimizer(model, config),
             precision,
-            max_grad_norm=config.max_grad_norm,
-            scaler=self._scaler or precision.scaler(),
+            clipper=_clipper(config, model),
+            scaler=self._scaler or precision.scaler(config.loss_scale),
+            splitter=splitter,
         )
         run = TrainingRun(
             step,
             data,
+            step_source(data, task, config),
             config,
             validate=self._validator(model, validation, precision, config),
             output_dir=self.output_dir,
             resume=resume,
             unit="tokens" if isinstance(self.task, LanguageModeling) else "items",
+            callbacks=self._callbacks,
         )
-        self.result = train_loop(run)
+        with recomputing(model, config.recompute):
+            self.result = train_loop(run)
+        self.result.memory_plan = self.memory_plan.table() if self.memory_plan is not None else None
+        kept.remove()
+        precision.restore(model)
+        use_fp32_weights(model)
         model.eval()
         if self.output_dir is not None and not self.result.interrupted:
             save_bundle(self.output_dir, model, self.tokenizer, self.task.name)
@@ -172,17 +205,43 @@ class Trainer:
         self.text = prepare_text(source, self.tokenizer)
         return self.text.train, self.text.val
 
-    def _build_model(self, config: TrainConfig, precision: Precision, data: BatchStream) -> None:
-        if self.model is not None or self.model_config is None:
-            return
-        model_config = self.model_config
+    def _fit_memory(
+        self, config: TrainConfig, precision: Precision, data: BatchStream
+    ) -> tuple[TrainConfig, Task, MicroBatchSplitter]:
+        """Return settings, task and cutting of micro-batches that fit in memory: those asked for, or planned ones.
+
+        Nothing is allocated. Raises MemoryEstimateError where they don't fit.
+        """
+        made, model_config = self.model, self.model_config
+        if self.output_dir is None:
+            config = config.replace(async_checkpoints=False)  # nothing is written, so nothing is copied
+        if made is not None and config.memory_budget is None:
+            return config, self.task, MicroBatchSplitter()  # what fails is split when it does
+
+        def make() -> nn.Module:
+            return made if made is not None else build(_given(model_config))
+
         batch = next(data.iterate(0))
-        estimate = estimate_training(lambda: build(model_config), self.task, batch)
-        refuse_if_too_large(estimate, precision.device, precision.dtype is not None)
-        torch.manual_seed(config.seed)
-        self.model = build(model_config)
+        if config.memory_budget is None:
+            refuse_if_too_large(estimate_training(make, self.task, batch, config, precision), precision.device)
+            return config, self.task, MicroBatchSplitter()
+        self.memory_plan = plan_memory(make, self.task, batch, config, precision.device)
+        logger.info("%s", self.memory_plan.table())
+        plan = self.memory_plan
+        if precision.device.type == "cpu" and plan.estimate.total * HOLES > plan.budget:
+            give_large_blocks_back()
+        return plan.settings(config), plan.task(self.task), MicroBatchSplitter(plan.chosen.parts)
+
+    def _build_model(self, config: TrainConfig) -> None:
+        if self.model is None:
+            torch.manual_seed(config.seed)
+            self.model = build(_given(self.model_config))
 
     def _make_optimizer(self, model: nn.Module, config: TrainConfig) -> Optimizer:
+        if self._optimizer is not None:
+            for name in ("layer_decay", "optimizer_bits", "offload_optimizer", "weights_dtype"):
+                if getattr(config, name) != TrainConfig.model_fields[name].default:
+                    logger.warning("%s has no effect: the optimizer was given ready-made", name)
         if isinstance(self._optimizer, Optimizer):
             held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
             if not held <= {id(p) for p in model.parameters()}:
@@ -192,7 +251,7 @@ class Trainer:
                 )
             return self._optimizer
         if self._optimizer is None:
-            return default_optimizer(model, config)
+            return build_optimizer(model, config)
         deferred = self._optimizer
         if not isinstance(deferred, DeferredOptimizer):
             deferred = DeferredOptimizer(deferred, {})
@@ -205,29 +264,41 @@ class Trainer:
         if validation is None:
             return None
 
-        def validate() -> float:
-            with precision.autocast():
-                return mean_loss(model, take(validation, config.max_val_batches), self.task, precision.device)
+        def validate() -> dict[str, float]:
+            batches = take(validation, config.max_val_batches)
+            return evaluate(model, batches, self.task, precision.device, precision.autocast)
 
         return validate
 
 
-def default_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return what `config.optimizer` names; matrices decay, vectors (biases, norms) do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.betas[0], config.betas[1])}
-    if config.optimizer == "muon":
-        matrices = hidden_matrices(model)
-        inside = {id(p) for p in matrices}
-        others = [p for p in trained if id(p) not in inside]
-        return MuonAdamW(matrices, others, weight_decay=config.weight_decay, **settings)
-    return torch.optim.AdamW(decay_groups(trained, config.weight_decay), fused=True, **settings)
+def usual_callbacks(config: TrainConfig) -> list[Callback]:
+    """Return the callbacks that settings ask for."""
+    callbacks: list[Callback] = []
+    if config.ema_decay is not None:
+        callbacks.append(EMA(config.ema_decay))
+    if config.early_stopping is not None:
+        callbacks.append(EarlyStopping(**config.early_stopping.to_dict()))
+    return callbacks
+
+
+def _clipper(config: TrainConfig, model: nn.Module) -> Clipper:
+    if config.clipping == "quantile":
+        return make_clipper({"kind": "quantile", "quantile": config.clip_quantile})
+    if config.clipping == "adaptive":
+        return make_clipper({"kind": "adaptive", "factor": config.clip_factor}, model)
+    return make_clipper(config.max_grad_norm)
 
 
 def _new_folder(path: Path) -> Path:
     """Return `path`, or `path-2` and so on where it is taken."""
     names = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
     return next(name for name in names if not name.exists())
+
+
+def _given(config: Config | None) -> Config:
+    if config is None:
+        raise ConfigError("Trainer needs one model", found="neither", wanted="model_config or model")
+    return config
 
 
 def _config_of(values: Config | dict[str, Any] | str) -> Config:

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed"),
 ]
 
-TARGETS = {"setup", "check", "test", "bench", "docs", "quickstart", "serve", "clean", "help"}
+TARGETS = {"setup", "check", "test", "bench", "bench-crash", "docs", "quickstart", "serve", "clean", "help"}
 PACKAGES = ROOT / ".ci" / "debian-packages"
 
 

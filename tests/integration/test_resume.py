@@ -186,7 +186,7 @@ def test_a_disk_full_for_a_while_costs_a_checkpoint_and_not_the_run(text: Path, 
     run = tmp_path / "run"
     code, outcome, log = train(text, run, full_from=6, full_to=14)
     assert (code, outcome) == (0, {"steps": STEPS, "interrupted": False}), log
-    assert "no checkpoint at step 8, training goes on" in log and "no checkpoint at step 12" in log
+    assert "the checkpoint of step 8 was not written" in log and "the checkpoint of step 12 was not written" in log
     assert "step 16" not in log and "File too large" in log
     final = load_checkpoint(list_checkpoints(run / "checkpoints")[0])
     wanted = load_checkpoint(list_checkpoints(whole / "checkpoints")[0])

@@ -349,7 +349,7 @@ def test_a_disk_that_takes_no_checkpoint_is_told_and_leaves_no_part_of_one(run, 
     done = in_process_of_its_own(place, "run", "recipe.yaml", "--name", "full", code=FILES_OF_AT_MOST_60_KB)
     assert done.code == 1, done.output
     assert "can't write runs/full/checkpoints/step_00000030" in done.stderr and "next:" in done.stderr
-    assert "no checkpoint at step 10, training goes on" in done.stderr
+    assert "training goes on without a checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(Path("runs/full/checkpoints").iterdir())
     assert not Path("runs/full/bundle").exists()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepseek.evaluate.error_rate import word_error_rate
+from deepseek.metrics.error_rate import word_error_rate
 from deepseek.models.conformer import Conformer, ConformerConfig
 from deepseek.models.conformer_stream import ConformerStream
 from deepseek.models.ctc_decoding import GreedyStream

@@ -38,7 +38,7 @@ def program(monkeypatch, capsys, tmp_path):
 
 def test_the_commands_are_those_of_the_road():
     road = {"quickstart", "run", "new", "train", "compress", "evaluate", "export", "serve"}
-    assert set(COMMANDS) == road | {"cook", "models", "explain", "check-env"}
+    assert set(COMMANDS) == road | {"cook", "models", "explain", "check-env", "estimate", "verify-trainer"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -201,6 +201,14 @@ def test_a_stopped_run_is_told_how_to_go_on(only_train, command, capsys):
         _closing(_console(), stopped, only_train=only_train)
     assert end.value.exit_code == 130
     assert command in capsys.readouterr().out
+
+
+def test_a_run_stopped_by_sigterm_has_an_exit_code_of_its_own(tmp_path):
+    run = RunFolder(tmp_path)
+    run.record("train", {"interrupted": True, "signal": 15})
+    with pytest.raises(typer.Exit) as end:
+        _closing(_console(), Walk(run, None, True, 1.0))
+    assert end.value.exit_code == 75
 
 
 RESTART = """

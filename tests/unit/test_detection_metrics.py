@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from deepseek.errors import DataError
-from deepseek.evaluate.detection import DetectionScores, Objects, score_detections
+from deepseek.metrics.detection import Detections, DetectionScores, Objects, score_detections
 from deepseek.nn.boxes import cxcywh_to_xyxy
-from deepseek.tasks.detection import Detections
 
 
 def overlap(first: list[float], second: list[float]) -> float:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek.errors import DataError
-from deepseek.evaluate.error_rate import (
+from deepseek.metrics.error_rate import (
     character_error_rate,
     edit_counts,
     mixed_error_rate,

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -317,3 +318,13 @@ def test_json_and_text_are_written_atomically(tmp_path: Path, write: Callable[[P
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "deep" / "x", float("nan"))
     assert "ü" in (tmp_path / "deep" / "x").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc: a process that ended can't be told apart")
+def test_what_a_process_left_that_ended_and_was_not_asked_after_is_swept(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.read() == b""  # it ended; until `wait` its number is taken
+        while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
+        (tmp_path / f"a.json.tmp-{child.pid}").touch()
+        assert [path.name for path in files.sweep_temporaries(tmp_path)] == [f"a.json.tmp-{child.pid}"]

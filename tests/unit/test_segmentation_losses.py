@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepseek.errors import DataError, ModelError
-from deepseek.evaluate.segmentation import confusion, evaluate_segmentation, score_confusion
+from deepseek.evaluate.segmentation import evaluate_segmentation
+from deepseek.metrics.confusion import confusion
+from deepseek.metrics.segmentation import score_confusion
 from deepseek.nn.segmentation_losses import dice_focal_loss, dice_loss, focal_loss
 from deepseek.tasks.segmentation import Segmentation, chosen_classes
 

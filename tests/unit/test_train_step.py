@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from deepseek.errors import DataError, NonFiniteLossError
 from deepseek.models import build
+from deepseek.optim.build import build_optimizer
 from deepseek.optim.precision import Precision
 from deepseek.tasks.language_modeling import LanguageModeling
 from deepseek.tasks.supervised import Supervised
 from deepseek.train.config import TrainConfig
 from deepseek.train.step import MAX_BAD_STEPS, TrainStep
-from deepseek.train.trainer import default_optimizer
 from tests.toy_gpt import toy_batches, toy_gpt
 
 CPU = torch.device("cpu")
 
 
 def make_step(model: nn.Module, **changes: Any) -> TrainStep:
-    optimizer = changes.pop("optimizer", None) or default_optimizer(model, TrainConfig(learning_rate=1e-2))
+    optimizer = changes.pop("optimizer", None) or build_optimizer(model, TrainConfig(learning_rate=1e-2))
     task = changes.pop("task", LanguageModeling())
     return TrainStep(model, task, optimizer, Precision("fp32", CPU), **changes)
 
@@ -144,7 +144,7 @@ def test_a_run_that_blows_up_keeps_finite_weights() -> None:
 def test_a_loss_scale_of_128_gives_the_same_update_as_none(max_grad_norm: float | None) -> None:
     results = []
     for scale in (None, 128.0):
-        model = toy_gpt().train()
+        model = toy_gpt(bias=False).train()  # as above: rounding in a gradient of zero
         scaler = Precision("fp32", CPU).scaler(scale)
         step = make_step(model, max_grad_norm=max_grad_norm, scaler=scaler)
         norms = [step(split(eight_rows(), 4)).grad_norm for _ in range(3)]

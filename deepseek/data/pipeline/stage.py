@@ -14,6 +14,7 @@ given; it returns a new dict and changes nothing in place. Not here: their order
 | `label` | int, the class; or float32 (num_labels,), each class's share |
 | `labels` | int64 (time,), target tokens |
 | `mask` | int64 (*space), the class of each pixel |
+| `row` | dict of a table's cells by column: numbers and text |
 | `boxes`, `box_labels` | float32 (n, 4), x1 y1 x2 y2 in pixels; int64 (n,) |
 | `index`, `epoch` | ints: the sample's place in its data set, and the round it is read for |
 | `path` | str: the file it comes from, for messages |
@@ -22,9 +23,9 @@ given; it returns a new dict and changes nothing in place. Not here: their order
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -42,6 +43,7 @@ class Domain(StrEnum):
     PIXELS = "pixel_values"
     TEXT = "text"
     TOKENS = "input_ids"
+    ROW = "row"
 
 
 ROADS: tuple[tuple[Domain, ...], ...] = (
@@ -74,6 +76,22 @@ class SampleStage(Stage):
 
         Raises DataError for a sample it can't use.
         """
+
+
+class LearnedStage(SampleStage):
+    """A stage some of whose settings come from the training data: the alphabet of texts, the mean of a column.
+
+    Until `learned` was called, `is_learned` is False and `apply` raises DataError.
+    """
+
+    @property
+    @abstractmethod
+    def is_learned(self) -> bool:
+        """Whether all settings are there."""
+
+    @abstractmethod
+    def learned(self, samples: Iterable[Sample]) -> Self:
+        """Return the stage with what it takes from the training samples. Raises DataError where they don't serve."""
 
 
 class BatchStage(Stage):

@@ -77,12 +77,42 @@ def character_error_rate(
     references: Sequence[str], hypotheses: Sequence[str], *, ignore_spaces: bool = False
 ) -> ErrorRate:
     """Return the error rate in characters, runs of white space being one space, or none with `ignore_spaces`."""
-    return error_rate(references, hypotheses, lambda text: list(("" if ignore_spaces else " ").join(text.split())))
+    items = (lambda text: list("".join(text.split()))) if ignore_spaces else character_items
+    return error_rate(references, hypotheses, items)
 
 
 def mixed_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRate:
     """Return the error rate for mixed text: Chinese characters and Japanese kana one by one, all else in words."""
     return error_rate(references, hypotheses, _MIXED.findall)
+
+
+class ErrorCount:
+    """Adds up the edits of pairs of texts, each a sequence of items (words, characters, tokens)."""
+
+    def __init__(self) -> None:
+        self._counts, self._total = [0, 0, 0], 0
+        self.wrong = self.texts = 0
+        """How many texts have an edit, and how many there are."""
+
+    def update(self, reference: Sequence[Hashable], hypothesis: Sequence[Hashable]) -> None:
+        """Add a pair."""
+        edits = edit_counts(reference, hypothesis)
+        self._counts = [sum(pair) for pair in zip(self._counts, edits, strict=True)]
+        self._total += len(reference)
+        self.wrong += any(edits)
+        self.texts += 1
+
+    def result(self) -> ErrorRate:
+        """Return the rate over all pairs. Raises DataError where the references hold nothing."""
+        if self._total == 0:
+            raise DataError("the references are empty", wanted="at least one word")
+        substitutions, deletions, insertions = self._counts
+        return ErrorRate(sum(self._counts) / self._total, substitutions, deletions, insertions, self._total)
+
+
+def character_items(text: str) -> list[str]:
+    """Return the characters of a text, runs of white space being one space."""
+    return list(" ".join(text.split()))
 
 
 def error_rate(
@@ -96,11 +126,7 @@ def error_rate(
         raise DataError("an error rate is of lists of texts", found="one text", wanted="[text], [text]")
     if len(references) != len(hypotheses):
         raise DataError("every reference needs its hypothesis", found=f"{len(references)} and {len(hypotheses)} texts")
-    counts, total = [0, 0, 0], 0
+    count = ErrorCount()
     for reference, hypothesis in zip(references, hypotheses, strict=True):
-        wanted = items(reference)
-        total += len(wanted)
-        counts = [sum(pair) for pair in zip(counts, edit_counts(wanted, items(hypothesis)), strict=True)]
-    if total == 0:
-        raise DataError("the references are empty", wanted="at least one word")
-    return ErrorRate(sum(counts) / total, counts[0], counts[1], counts[2], total)
+        count.update(items(reference), items(hypothesis))
+    return count.result()

@@ -1,0 +1,1 @@
+"""The checks of `deepseek.train.verify`, one kind a file."""
