@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -61,12 +59,14 @@ def live(options: dict[str, Any]) -> None:
         remove_unused_columns=False,
         use_cpu=True,
     )
-    trainer = Trainer(model, arguments, train_dataset=rows(case.time), callbacks=[Steps(case)])  # type: ignore[arg-type]
+    trainer = Trainer(model, arguments, train_dataset=rows(case.time), callbacks=[Steps(case)])
     trainer.train(resume_from_checkpoint=newest(case))
-    torch.set_grad_enabled(True)
     case.finished(model.model)
 
 
 def newest(case: Case) -> str | None:
     """Return the checkpoint that HF's own search takes for the last one."""
-    return get_last_checkpoint(str(case.folder)) if Path(case.folder).is_dir() else None
+    found: str | None = None
+    if case.folder.is_dir():
+        found = get_last_checkpoint(str(case.folder))  # type: ignore[no-untyped-call]
+    return found

@@ -40,8 +40,9 @@ class Steps(Callback):
 def live(options: dict[str, Any]) -> None:
     """Begin the run or go on with it."""
     case = Case.of(options)
+    model = make_net(case.width)
     trainer = Trainer(
-        model=make_net(case.width),
+        model=model,
         train_dataset=Loader(Samples(case.time), ROWS, seed=0),
         output_dir=case.folder,
         callbacks=[Steps(case)],
@@ -59,7 +60,7 @@ def live(options: dict[str, Any]) -> None:
         tensorboard=False,
     )
     trainer.train(resume=bool(list_checkpoints(case.folder / "checkpoints")))
-    case.finished(trainer.model)
+    case.finished(model)
 
 
 def newest(case: Case) -> Any:

@@ -198,7 +198,8 @@ def test_a_disk_full_at_the_end_is_an_error_that_keeps_what_was_saved(text: Path
     code, outcome, log = train(text, run, full_from=30)
     assert code == 3 and outcome["error"] == "StorageError", log
     assert "can't write" in outcome["message"] and "ulimit" in outcome["message"]
-    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step_00000028", "step_00000024"]
+    kept = [int(path.name[-8:]) for path in list_checkpoints(run / "checkpoints")]
+    assert kept in ([28, 24], [24, 20])  # that of step 28 is being written in the background when the disk fills up
     assert not [path for path in run.rglob("*") if ".tmp-" in path.name or path.name == ".lock"]
     assert not (run / "bundle").exists()
 

@@ -99,7 +99,7 @@ def test_a_table_has_a_row_for_every_n_steps_and_each_validation_and_goes_on_aft
     }
     whole = trainer(output_dir=tmp_path / "whole", callbacks=[CSV(every=2)], **settings).train()
     with pytest.raises(RuntimeError):
-        trainer(output_dir=tmp_path / "cut", callbacks=[CSV(every=2), crash_at(9)], **settings).train()
+        trainer(output_dir=tmp_path / "cut", callbacks=[CSV(every=2), crash_at(7)], **settings).train()
     with open(tmp_path / "cut" / "metrics.csv", "a") as handle:
         handle.write("10,1.5,")  # cut short by a kill
     trainer(output_dir=tmp_path / "cut", callbacks=[CSV(every=2)], **settings).train(resume=True)
