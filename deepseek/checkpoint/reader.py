@@ -64,9 +64,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Tensors are on the CPU, over private mappings of the files: writing to them changes no file.
     Raises CheckpointError naming the damaged file, and the tensor where it can be told.
     """
-    fault_point("checkpoint.read")
     body = read_json(path / NAME)
     try:
+        fault_point("checkpoint.read")
         if body.get("format_version") == 1:
             return _read_version_1(path, body)
         return _read_version_2(path, read_manifest(path))

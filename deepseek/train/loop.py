@@ -135,9 +135,8 @@ class _Loop:
             update = self.step(taken.batches, taken.items)
         except NonFiniteLossError as error:
             explained = explain_bad_step(self.step, error, self.run.output_dir, self.state.step)
-            if self.config.on_nonfinite == "stop" or self.saver is None or self.rollbacks >= _MAX_ROLLBACKS:
+            if self.config.on_nonfinite == "stop" or not self._roll_back(explained):
                 raise explained from None
-            self._roll_back(explained)
             return None
         seconds = time.perf_counter() - start
         self.result.seconds += seconds
@@ -215,17 +214,24 @@ class _Loop:
         except DeepSeekError as problem:
             logger.warning("the latest step could not be saved: %s", problem)
 
-    def _roll_back(self, error: NonFiniteLossError) -> None:
-        """Take the weights of the newest checkpoint and go on behind the batches that broke them."""
+    def _roll_back(self, error: NonFiniteLossError) -> bool:
+        """Take the weights of the newest checkpoint and go on behind the batches that broke them.
+
+        Return whether that could be done: there is a good checkpoint, and it was not done too often.
+        """
         state, position = self.state, self.state.position
-        if self.saver is None:
-            return
+        if self.saver is None or self.rollbacks >= _MAX_ROLLBACKS:
+            return False
         self.saver.wait_for_last()
-        restore(self.saver.newest(), state, self.step, self.callbacks)
+        found = self.saver.store.newest_good()
+        if found is None:
+            return False
+        restore(found.state, state, self.step, self.callbacks)
         state.position = position
         self.rollbacks += 1
         self.result.rollbacks = self.rollbacks
         logger.warning("rolled back to step %d, going on behind the bad batches: %s", state.step, error.problem)
+        return True
 
     def _saved(self) -> dict[str, Any]:
         if self.saver is None:

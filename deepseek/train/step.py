@@ -78,6 +78,12 @@ class TrainStep:
         self.empty_steps = 0
         self.latest: Sequence[Any] = ()
         self.latest_random: dict[str, Any] | None = None
+        self._running = [
+            buffer
+            for module in model.modules()
+            if getattr(module, "track_running_stats", False)
+            for buffer in module.buffers(recurse=False)
+        ]
         self._on_cpu = precision.device.type == "cpu"
         self._after_step: Callable[[], None] = getattr(model, "after_step", _nothing)
 
@@ -95,6 +101,7 @@ class TrainStep:
         self.empty_steps = 0
         self.latest, self.latest_random = batches, random_state() if self.bad_steps else None
         fault_point("step.begin")
+        running = [buffer.clone() for buffer in self._running]
         total = self._gradients_that_fit(batches, items)
         if fault_point("step.update"):
             nn.utils.clip_grads_with_norm_(self.parameters, 1.0, torch.tensor(math.nan))
@@ -102,6 +109,9 @@ class TrainStep:
         good = math.isfinite(loss) and math.isfinite(norm)
         if good:
             self._after_step()
+        else:  # a bad batch has gone into the running means of batch norms
+            for buffer, before in zip(self._running, running, strict=True):
+                buffer.copy_(before)
         self.optimizer.zero_grad(set_to_none=True)
         self.bad_steps = 0 if good else self.bad_steps + 1
         if self.bad_steps >= MAX_BAD_STEPS and (self.scaler is None or is_exhausted(self.scaler)):

@@ -132,7 +132,7 @@ class Trainer:
         if resume and self.output_dir is not None:
             self.tokenizer = stored_tokenizer(self.output_dir, self.tokenizer)
         data, validation = self._batches(config)
-        config, task, splitter = self._fit_memory(config, precision, data)
+        config, task, splitter = self._fit_memory(config, precision, data, resume)
         self._build_model(config)
         save_tokenizer(self.output_dir, self.tokenizer)
         model = self._require_model().to(device).train()
@@ -206,7 +206,7 @@ class Trainer:
         return self.text.train, self.text.val
 
     def _fit_memory(
-        self, config: TrainConfig, precision: Precision, data: BatchStream
+        self, config: TrainConfig, precision: Precision, data: BatchStream, resume: bool
     ) -> tuple[TrainConfig, Task, MicroBatchSplitter]:
         """Return settings, task and cutting of micro-batches that fit in memory: those asked for, or planned ones.
 
@@ -215,7 +215,7 @@ class Trainer:
         made, model_config = self.model, self.model_config
         if self.output_dir is None:
             config = config.replace(async_checkpoints=False)  # nothing is written, so nothing is copied
-        if made is not None and config.memory_budget is None:
+        if config.memory_budget is None and (made is not None or resume):
             return config, self.task, MicroBatchSplitter()  # what fails is split when it does
 
         def make() -> nn.Module:

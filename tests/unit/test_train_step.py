@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.errors import DataError, NonFiniteLossError
+from deepseek.faults import FaultInjector
 from deepseek.models import build
 from deepseek.optim.build import build_optimizer
 from deepseek.optim.precision import Precision
@@ -216,3 +218,27 @@ def test_a_step_moves_the_bias_of_a_mixture_of_experts_and_a_bad_one_does_not() 
     step.loss_sum = lambda model, batch: LanguageModeling().loss_sum(model, batch) * math.nan
     assert step([batch]).skipped
     torch.testing.assert_close(torch.stack(biases), moved)
+
+
+def test_a_bad_batch_leaves_no_trace_in_the_running_means_of_a_batch_norm() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).train()
+    step = make_step(model, task=Supervised(nn.MSELoss()), optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    good = (torch.randn(8, 3), torch.randn(8, 1))
+    step([good])
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert step([(torch.full((8, 3), math.nan), good[1])]).skipped
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert not step([good]).skipped and int(model.get_buffer("1.num_batches_tracked")) == 2
+
+
+def test_memory_that_runs_out_costs_a_retry_in_halves_and_no_change_of_the_update() -> None:
+    results = []
+    for nth in (None, 1):
+        model = toy_gpt(bias=False).train()
+        step = make_step(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        fault = FaultInjector("step.forward", nth, "out_of_memory") if nth else contextlib.nullcontext()
+        with fault:
+            step([eight_rows()])
+        results.append(weights(model))
+        assert step.splitter.parts == (2 if nth else 1)
+    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=0)
