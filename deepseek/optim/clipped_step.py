@@ -6,11 +6,13 @@ skips a step whose gradients are not finite by itself, so that nobody has to wai
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from deepseek.optim.clipping import Clipper, TotalNormClip
+from deepseek.optim.clipping import EPSILON, Clipper, NormClip, TotalNormClip, total_norm
 from deepseek.optim.lean_adamw import LeanAdamW
 from deepseek.optim.muon import MuonAdamW
 from deepseek.optim.offload import OffloadedAdamW
@@ -34,6 +36,8 @@ class ClippedStep:
 
         `loss`: a scalar that has to be finite too. On a GPU with torch's fused AdamW nothing here waits for it.
         """
+        if self._takes_scale and type(self.clipper) is NormClip and not _on_gpu(parameters):
+            return self._in_numbers(self.clipper.max_norm, total_norm(parameters), loss)
         joined = self._takes_scale and isinstance(self.clipper, TotalNormClip)
         if joined and isinstance(self.clipper, TotalNormClip):
             norm, factor = self.clipper.factor(parameters)
@@ -46,6 +50,14 @@ class ClippedStep:
             self._step(factor if factor is not None and float(factor) != 1.0 else None, None)
         return norm
 
+    def _in_numbers(self, max_norm: float, norm: Tensor, loss: Tensor | None) -> Tensor:
+        """Do the same with Python's numbers: on a CPU a number costs less than a tensor of one."""
+        value = float(norm)
+        if math.isfinite(value) and (loss is None or math.isfinite(float(loss))):
+            factor = max_norm / (value + EPSILON)
+            self._step(torch.tensor(factor) if factor < 1 else None, None)
+        return norm
+
     def _step(self, factor: Tensor | None, found_inf: Tensor | None) -> None:
         if factor is not None:
             self.optimizer.grad_scale = factor.reciprocal()  # type: ignore[attr-defined]
@@ -56,6 +68,10 @@ class ClippedStep:
         finally:
             self.optimizer.__dict__.pop("grad_scale", None)
             self.optimizer.__dict__.pop("found_inf", None)
+
+
+def _on_gpu(parameters: list[Tensor]) -> bool:
+    return bool(parameters) and parameters[0].is_cuda
 
 
 def _is_fused(optimizer: Optimizer) -> bool:

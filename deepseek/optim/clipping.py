@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deepseek.errors import CheckpointError, ConfigError, did_you_mean
 
-_EPSILON = 1e-6  # torch's own, so that the numbers are those of clip_grad_norm_
+EPSILON = 1e-6  # torch's own, so that the numbers are those of clip_grad_norm_
 
 
 @runtime_checkable
@@ -50,7 +50,7 @@ class TotalNormClip:
     def factor(self, parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the norm of the gradients and the factor, at most 1, that would clip them; change nothing."""
         norm = total_norm(parameters)
-        return norm, torch.clamp(self.limit(norm) / (norm + _EPSILON), max=1.0)
+        return norm, torch.clamp(self.limit(norm) / (norm + EPSILON), max=1.0)
 
     @torch.no_grad()
     def __call__(self, parameters: list[Tensor]) -> Tensor:
@@ -159,7 +159,7 @@ class AdaptiveClip:
         torch._foreach_clamp_min_(allowed, self.epsilon)
         torch._foreach_mul_(allowed, self.clip_factor)
         actual = [_unit_norm(gradient) for gradient in gradients]
-        torch._foreach_clamp_min_(actual, _EPSILON)
+        torch._foreach_clamp_min_(actual, EPSILON)
         torch._foreach_div_(allowed, actual)
         torch._foreach_clamp_max_(allowed, 1.0)
         torch._foreach_mul_(gradients, [f.to(g.dtype) for f, g in zip(allowed, gradients, strict=True)])

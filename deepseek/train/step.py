@@ -105,7 +105,8 @@ class TrainStep:
         total = self._gradients_that_fit(batches, items)
         if fault_point("step.update"):
             nn.utils.clip_grads_with_norm_(self.parameters, 1.0, torch.tensor(math.nan))
-        loss, norm = self._clip_and_update(total / items)
+        loss_sum, norm = self._clip_and_update(total)
+        loss = loss_sum / items
         good = math.isfinite(loss) and math.isfinite(norm)
         if good:
             self._after_step()
@@ -124,7 +125,7 @@ class TrainStep:
 
     def backward(self, batches: Sequence[Any], items: int) -> float:
         """Add up the gradients of the micro-batches, the loss divided by `items`; return the mean loss."""
-        return float(self._gradients(batches, items)) / items
+        return float(self._gradients_that_fit(batches, items)) / items
 
     def _gradients_that_fit(self, batches: Sequence[Any], items: int) -> Tensor:
         """Add up the gradients; where memory runs out, begin again with smaller micro-batches."""
@@ -152,7 +153,7 @@ class TrainStep:
         return total if total is not None else torch.zeros(())
 
     def _clip_and_update(self, loss: Tensor) -> tuple[float, float]:
-        """Clip and update where loss and gradients are finite; return the loss and the norm before clipping.
+        """Clip and update where loss and gradients are finite; return the summed loss and the norm before clipping.
 
         Without a loss scale a GPU is waited for once, when all of the step's work is on its way.
         """
