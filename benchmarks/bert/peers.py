@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bert.workload import Batch, Workload
+from benchmarks.peer_optimizer import fused_adamw
 
 
 def raw_loop(workload: Workload) -> list[float]:
@@ -48,16 +49,6 @@ def hf_model(workload: Workload) -> nn.Module:
 
     model: nn.Module = BertForMaskedLM.from_pretrained(workload.weights, attn_implementation="sdpa")
     return model
-
-
-def fused_adamw(model: nn.Module, workload: Workload) -> torch.optim.AdamW:
-    """Return fused AdamW with decay on matrices only."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": workload.weight_decay},
-        {"params": [weight for weight in weights if weight.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=workload.learning_rate, betas=workload.betas, fused=True)
 
 
 def _hf_train(workload: Workload, **settings: Any) -> list[float]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.gpt.reference import ReferenceGPT
 from benchmarks.gpt.workload import Batch, Workload
+from benchmarks.peer_optimizer import fused_adamw
 
 _HF_NAMES = {
     "blocks.": "h.",
@@ -170,16 +171,6 @@ def reference_model(workload: Workload) -> ReferenceGPT:
     model = ReferenceGPT(workload)
     model.load_state_dict(workload.weights())
     return model
-
-
-def fused_adamw(model: nn.Module, workload: Workload) -> torch.optim.AdamW:
-    """Return fused AdamW with decay on matrices only, as nanoGPT has it."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": workload.weight_decay},
-        {"params": [weight for weight in weights if weight.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=workload.learning_rate, betas=workload.betas, fused=True)
 
 
 def floats(losses: Iterable[Tensor]) -> list[float]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.gpt import ours as gpt_ours
 from benchmarks.gpt import peers
 from benchmarks.gpt.workload import Workload
+from benchmarks.peer_optimizer import fused_adamw
 
 
 def device_type() -> str:
@@ -49,7 +50,7 @@ def raw_loop(workload: Workload) -> list[float]:
     device = device_type()
     torch.set_float32_matmul_precision("high")
     model = peers.reference_model(workload).to(device)
-    optimizer = peers.fused_adamw(model, workload)
+    optimizer = fused_adamw(model, workload)
     step: Any = torch.compile(model) if workload.compile else model
     losses: list[Tensor] = []
     pinned = [_pinned(batch, device) for batch in workload.batches()]

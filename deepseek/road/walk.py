@@ -100,6 +100,8 @@ def _data_and_train(recipe: Recipe, stages: Stages, say: Say, resume: bool) -> t
         if run.results["train"].get("memory_plan"):
             say(escape(str(run.results["train"]["memory_plan"])))
         say(stages.train_line(run.results))
+        if run.results["train"].get("stop_reason"):
+            say("  ended early: " + escape(str(run.results["train"]["stop_reason"])))
     return run, data, interrupted
 
 

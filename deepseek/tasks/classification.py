@@ -20,25 +20,30 @@ from deepseek.metrics.classification import Accuracy, score_classes
 from deepseek.metrics.confusion import ConfusionMatrix
 from deepseek.metrics.roc import RocAuc
 from deepseek.nn.losses import IGNORE, check_smoothing, cross_entropy_sum
-from deepseek.tasks.inputs import answer_to, call_model, target
+from deepseek.tasks.inputs import answer_to, target
 from deepseek.tasks.task import Batch, Loss, LossSum
 
 _MANY_CLASSES = 5  # more than these, and the share of labels among the best five is measured too
 _MATRIX_CLASSES = 2048  # more, and there is no matrix of all against all
 
 
-class Classification:
-    """Cross-entropy in nats, summed over the samples.
+class Classifier:
+    """What tasks that pick one class share: cross-entropy in nats, summed over the samples. They say what `answer` is.
 
     `label_smoothing` is the share of each target that is spread over all classes (Szegedy et al. 2015,
     arXiv:1512.00567, section 7), in training only: evaluation measures plain cross-entropy. Raises ConfigError where
     it is not in [0, 1).
     """
 
-    name = "classification"
+    name: str
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = check_smoothing(label_smoothing)
+
+    @staticmethod
+    def answer(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Return the model's logits (..., num_labels) for a batch, or for one tensor."""
+        raise TypeError("Classifier only serves as a base; use Classification or ImageClassification")
 
     def count(self, batch: Batch) -> int:
         """Return the number of samples that have a label."""
@@ -51,7 +56,7 @@ class Classification:
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the summed loss alone."""
         smoothing = self.label_smoothing if model.training else 0.0
-        return classification_loss_sum(call_model(model, batch), target(batch), smoothing)
+        return classification_loss_sum(self.answer(model, batch), target(batch), smoothing)
 
     def metrics(self, mean_loss: float) -> dict[str, float]:
         """Return the mean loss in nats."""
@@ -59,7 +64,7 @@ class Classification:
 
     def evaluator(self) -> ClassificationEvaluator:
         """Return what measures the loss, accuracy, macro-F1 and calibration; see `ClassificationEvaluator`."""
-        return ClassificationEvaluator(call_model)
+        return ClassificationEvaluator(self.answer)
 
     def predict(self, model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return probabilities (batch, num_labels), float32, for a tensor or for a batch of the model's inputs.
@@ -67,7 +72,19 @@ class Classification:
         A model with one output gives (batch, 2): no and yes.
         """
         with torch.inference_mode():
-            return probabilities(answer_to(model, inputs))
+            return probabilities(self.answer(model, inputs))
+
+
+class Classification(Classifier):
+    """One class for each sample of whatever the model takes, by the names of its forward method."""
+
+    name = "classification"
+
+    @staticmethod
+    def answer(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Return the logits for one tensor, or for those of a batch that the model has names for."""
+        logits: Tensor = answer_to(model, inputs)
+        return logits
 
 
 class ClassificationEvaluator:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from deepseek.config import Config
+from deepseek.errors import ConfigError
 from deepseek.optim.precision import PrecisionName
 from deepseek.optim.schedules import DecayShape, ScheduleName
+from deepseek.train.memory_size import check_budget
 
 
 class EarlyStoppingConfig(Config):
@@ -87,6 +89,16 @@ class TrainConfig(Config):
     """What the backward pass computes again instead of keeping: nothing, what is cheap, or whole blocks."""
     memory_budget: str | float | None = None
     """Memory the run may take: `8GB`, or a share of what is free (0.6). Recompute, micro-batch, loss chunks follow."""
+
+    @field_validator("memory_budget")
+    @classmethod
+    def _is_a_budget(cls, value: str | float | None) -> str | float | None:
+        try:
+            check_budget(value)
+        except ConfigError as error:  # pydantic says where it stands
+            raise ValueError(f"{error.problem}; wanted: {error.wanted}") from None
+        return value
+
     on_nonfinite: Literal["stop", "roll_back"] = "stop"
     """When the loss stays NaN or infinite: stop, or go back to the newest checkpoint and skip the batches."""
     early_stopping: EarlyStoppingConfig | None = None

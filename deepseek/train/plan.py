@@ -14,7 +14,7 @@ from deepseek.nn import choices
 from deepseek.optim.schedules import default_warmup_steps, learning_rate
 from deepseek.train.compile import prepare
 from deepseek.train.config import TrainConfig
-from deepseek.train.prefetch import decide
+from deepseek.train.prefetch import check_prefetch, decide
 from deepseek.train.result import TrainResult
 from deepseek.train.run import TrainingRun
 
@@ -107,6 +107,8 @@ def make_plan(run: TrainingRun, saved: dict[str, Any] | None) -> tuple[Plan, Tra
 def _prefetches(run: TrainingRun, micro_batch_seconds: float) -> bool:
     """Return whether batches are made ahead: as asked, or measured where the time of a step is known."""
     wish, device = run.config.prefetch, run.step.precision.device
+    if wish is True:
+        check_prefetch(run.data)
     if wish != "auto":
         return wish
     if micro_batch_seconds == 0 and device.type != "cuda":

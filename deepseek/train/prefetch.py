@@ -34,39 +34,15 @@ class Readable(Protocol):
         ...
 
 
-class PrefetchedStream:
-    """`stream`, prepared up to `depth` batches ahead; on a CUDA `device` the batches arrive there.
-
-    Order and positions are those of `stream`: what was made ahead and not handed out does not count. `position` is the
-    number of batches handed out so far. An error in making a batch is raised when that batch's turn comes. The thread
-    ends when an iterator is closed or thrown away.
-    Raises ConfigError for a depth below 1 and for batches made with the global random numbers.
-    """
-
-    def __init__(self, stream: BatchStream, depth: int = 2, device: torch.device | None = None) -> None:
-        if depth < 1:
-            raise ConfigError("prefetch's depth is wrong", found=depth, wanted="at least 1 batch")
-        if isinstance(stream, IterableBatches):
-            raise ConfigError(
-                "these batches can't be made ahead by a thread",
-                found=type(stream.batches).__name__,
-                wanted="a Loader, a DistributedDataset, a list, or another stream that can be read from a position on",
-                fix="let it work ahead by itself: DataLoader(..., num_workers=2)",
-            )
-        self.stream = stream
-        self.depth = depth
-        self.device = device if device is not None and device.type == "cuda" else None
-        self.position = 0
-
-    def __len__(self) -> int:
-        return len(self.stream)
-
-    def iterate(self, start: int | None = None) -> Generator[Any]:
-        """Give out batches from position `start` on."""
-        self.position = start or 0
-        for batch in prefetch(self.stream, self.position, self.depth, self.device):
-            self.position += 1
-            yield batch
+def check_prefetch(stream: BatchStream) -> None:
+    """Raise ConfigError for batches made with the global random numbers: a thread would mix its draws with others."""
+    if isinstance(stream, IterableBatches):
+        raise ConfigError(
+            "these batches can't be made ahead by a thread",
+            found=type(stream.batches).__name__,
+            wanted="a Loader, a DistributedDataset, a list, or another stream that can be read from a position on",
+            fix="prefetch: auto, and let it work ahead by itself: DataLoader(..., num_workers=2)",
+        )
 
 
 def prefetch(stream: Readable, start: int = 0, depth: int = 2, device: torch.device | None = None) -> Generator[Any]:
@@ -81,7 +57,7 @@ def prefetch(stream: Readable, start: int = 0, depth: int = 2, device: torch.dev
             try:
                 batch = next(source, _END)
             except Exception as error:
-                error.add_note(f"while preparing micro-batch {position}")
+                error.add_note("while preparing a batch ahead of its turn")
                 raise
             return batch if copier is None or batch is _END else copier.copy(batch)
 
@@ -155,7 +131,7 @@ def decide(
     probe: int = 8,
     limit: float = 1.0,
 ) -> Decision:
-    """Return whether `PrefetchedStream(stream)` pays: it would save more than `share` of `micro_batch_seconds`.
+    """Return whether `prefetch` of it pays: it would save more than `share` of `micro_batch_seconds`.
 
     `micro_batch_seconds` is what the model needs for one. Where the model computes on all cores, a thread beside it
     saves only what preparing spends waiting; with a core to spare, all of it. A CUDA device always pays, for the copy.

@@ -119,7 +119,9 @@ class TrainStep:
             raise NonFiniteLossError(
                 f"the loss or its gradient was not finite in {self.bad_steps} steps in a row",
                 found=f"loss {loss}, gradient norm {norm}",
-                fix="lower the learning rate, or set precision: fp32; the weights are those of the last good step",
+                fix="lower the learning rate"
+                + ("" if self.precision.dtype is None else ", or set precision: fp32")
+                + "; the weights are those of the last good step",
             )
         return StepResult(loss, norm, items, not good)
 

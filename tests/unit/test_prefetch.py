@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from deepseek.data import Loader
 from deepseek.errors import ConfigError, DataError
 from deepseek.train.batches import as_stream
-from deepseek.train.prefetch import PrefetchedStream, decide, map_tensors, prefetch
+from deepseek.train.prefetch import decide, map_tensors, prefetch
 from tests.toy_gpt import toy_batches
 from tests.toy_training import Samples, trainer, weights
 
@@ -53,13 +53,12 @@ def threads() -> list[str]:
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_order_and_positions_are_those_of_the_stream_and_no_more_is_made_than_asked(depth: int) -> None:
     numbers = Numbers()
-    stream = PrefetchedStream(numbers, depth)
-    iterator = stream.iterate(3)
-    assert list(islice(iterator, 20)) == list(range(3, 23)) and stream.position == 23 and len(stream) == 7
+    iterator = prefetch(numbers, 3, depth)
+    assert list(islice(iterator, 20)) == list(range(3, 23))
     assert numbers.made <= 20 + depth + 1
     iterator.close()
     assert threads() == [] and numbers.closed == 1
-    assert next(stream.iterate(stream.position)) == 23
+    assert next(prefetch(numbers, 23, depth)) == 23
 
 
 def test_an_error_comes_in_its_turn_with_its_place() -> None:
@@ -68,7 +67,11 @@ def test_an_error_comes_in_its_turn_with_its_place() -> None:
     assert [next(iterator), next(iterator)] == [1, 2]
     with pytest.raises(DataError, match="a bad sample") as caught:
         next(iterator)
-    assert caught.value.__notes__ == ["while preparing micro-batch 3"] and threads() == [] and numbers.closed == 1
+    assert (
+        caught.value.__notes__ == ["while preparing a batch ahead of its turn"]
+        and threads() == []
+        and numbers.closed == 1
+    )
 
 
 def test_a_finite_stream_ends_and_an_iterator_thrown_away_ends_its_thread() -> None:
@@ -83,8 +86,8 @@ def test_a_finite_stream_ends_and_an_iterator_thrown_away_ends_its_thread() -> N
 
 def test_a_run_takes_the_same_steps_with_it_and_leaves_no_thread() -> None:
     found = []
-    for wrap in (lambda stream: stream, PrefetchedStream):
-        run = trainer(train_dataset=wrap(Loader(Samples(), 4, seed=3, prefetch=0)))
+    for wish in (False, True):
+        run = trainer(train_dataset=Loader(Samples(), 4, seed=3, prefetch=0), prefetch=wish)
         run.train(epochs=2)
         found.append(weights(run.model))
     assert torch.equal(*found) and threads() == []
@@ -97,9 +100,7 @@ def test_batches_made_with_global_random_numbers_are_refused_and_found_out() -> 
                 yield np.random.rand()
 
     with pytest.raises(ConfigError, match="can't be made ahead"):
-        PrefetchedStream(as_stream(DataLoader(toy_batches(3), batch_size=None)))
-    with pytest.raises(ConfigError, match="depth"):
-        PrefetchedStream(Numbers(), 0)
+        trainer(train_dataset=DataLoader(toy_batches(3), batch_size=None), prefetch=True).train(max_steps=1)
     np.random.seed(5)
     before = np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
     decision = decide(Draws(), 1e-9)
@@ -154,6 +155,6 @@ def test_tensors_are_found_in_everything_a_batch_is_made_of() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="copies to a GPU need one")
 def test_batches_arrive_on_the_gpu_whole() -> None:
     batches = [{"x": torch.full((1 << 20,), float(n))} for n in range(5)]
-    stream = PrefetchedStream(as_stream(batches), device=torch.device("cuda"))
-    for number, batch in enumerate(islice(stream.iterate(), 20)):
+    ahead = prefetch(as_stream(batches), device=torch.device("cuda"))
+    for number, batch in enumerate(islice(ahead, 20)):
         assert batch["x"].is_cuda and batch["x"].sum().item() == (1 << 20) * (number % 5)

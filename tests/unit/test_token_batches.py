@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from deepseek.errors import ConfigError, DataError
 from deepseek.tasks.language_modeling import LanguageModeling
 from deepseek.train.batches import ListBatches, as_stream
-from deepseek.train.prefetch import PrefetchedStream
+from deepseek.train.prefetch import prefetch
 from deepseek.train.token_batches import TokenAccumulation
 from tests.toy_gpt import toy_batches
 
@@ -55,8 +55,9 @@ def test_real_batches_are_counted_by_the_task_and_ahead_of_time_too() -> None:
     batches = toy_batches(6)
     for number, batch in enumerate(batches):
         batch["labels"][:, : 2 * number] = -100  # 48, 40, 32, 24, 16, 8 targets
-    for stream in (as_stream(batches), PrefetchedStream(as_stream(batches))):
-        steps = list(islice(TokenAccumulation(stream, LanguageModeling(), 64).iterate(), 3))
+    source = TokenAccumulation(as_stream(batches), LanguageModeling(), 64)
+    for made in (source.iterate(), prefetch(source)):
+        steps = list(islice(made, 3))
         assert [(len(step.batches), step.items, step.position) for step in steps] == [
             (2, 88, 2),
             (3, 72, 5),

@@ -206,6 +206,7 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
         ({"optimizer": "adam"}, "'adamw' or 'muon'"),
         ({"precision": "fp8", "device": "cpu"}, "Hopper"),
         ({"precision": "fp4"}, "'fp32_fast' or 'fp8'"),
+        ({"memory_budget": "8XB"}, "a size such as 8GB"),
         ({"device": "cuda:99"}, "no device 'cuda:99'"),
         ({"device": "gpu"}, "unknown device"),
         ({"model_config": "gpt2-smal"}, "did you mean 'gpt2-small'"),
