@@ -28,6 +28,7 @@ from deepseek.hardware import resolve_device
 from deepseek.models.factory import model_config, template_of
 from deepseek.models.pretrained.fill import build_empty
 from deepseek.nn.int8_swap import int8_specs, swap_linears
+from deepseek.nn.structure import apply_structure, describe_structure
 from deepseek.registry import MODELS, TASKS, resolve
 from deepseek.yaml_source import YamlSource, parse_yaml, read_yaml
 
@@ -53,6 +54,8 @@ class BundleConfig(Config):
     """The template's name and its config."""
     tied: dict[str, str] = Field(default_factory=dict)
     """Weights stored once: name -> the name they are stored under."""
+    structure: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What the model's config does not tell of its layers, as `deepseek.nn.structure` reads it."""
     quantization: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Int8 layers by module name, as `deepseek.nn.int8_swap` reads them."""
 
@@ -155,6 +158,7 @@ def save(
         pipeline=[_own_tokenizer(stage, tokenizer) for stage in pipeline],
         model=_described(model),
         tied=tied,
+        structure=describe_structure(model),
         quantization={name: dict(spec) for name, spec in int8_specs(model).items()},
     )
     golden = make_golden(model)
@@ -327,6 +331,7 @@ def _assemble(path: Path, config: BundleConfig, state: dict[str, Tensor]) -> nn.
     model_class: Any = resolve(MODELS, name, "model")
     model = build_empty(model_class, model_settings)
     with torch.device("meta"):
+        apply_structure(model, config.structure)
         swap_linears(model, config.quantization)
     for name, owner in config.tied.items():
         if owner not in state:

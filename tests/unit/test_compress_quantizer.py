@@ -39,5 +39,5 @@ def test_sixteen_bits_is_bfloat16() -> None:
 def test_an_unknown_method_or_width_says_what_there_is() -> None:
     with pytest.raises(ConfigError, match="did you mean 'minmax'"):
         Quantizer(nn.Linear(2, 2), method="min-max")
-    with pytest.raises(ConfigError, match="weight_bits is 4; wanted 8"):
-        Quantizer(nn.Linear(2, 2), bit_width=4)
+    with pytest.raises(ConfigError, match="weight_bits is 3; wanted 8"):
+        Quantizer(nn.Linear(2, 2), bit_width=3)
