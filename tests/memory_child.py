@@ -21,7 +21,7 @@ from deepseek.tasks.image_classification import ImageClassification
 from deepseek.tasks.language_modeling import LanguageModeling
 from deepseek.tasks.task import Task
 from deepseek.train.config import TrainConfig
-from deepseek.train.memory_allocator import give_large_blocks_back
+from deepseek.train.memory.allocator import give_large_blocks_back
 from deepseek.train.recompute import apply_recompute
 from deepseek.train.step import TrainStep
 

@@ -136,7 +136,7 @@ def run(name: str, folder: Path) -> dict[str, object]:
 def head(name: str) -> dict[str, object]:
     """Measure the output layer and its loss alone, forward and backward, in bfloat16 autocast."""
     from deepseek.nn.linear_cross_entropy import linear_cross_entropy_sum
-    from deepseek.train.memory_allocator import give_large_blocks_back
+    from deepseek.train.memory.allocator import give_large_blocks_back
 
     give_large_blocks_back()  # for both: nothing that is free is counted
     generator = torch.Generator().manual_seed(0)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from deepseek.road.recipe import Recipe
     from deepseek.tasks.task import Task
-    from deepseek.train.memory_survey import Survey
+    from deepseek.train.memory.survey import Survey
 
 
 def estimate(
@@ -27,7 +27,7 @@ def estimate(
 
     from deepseek.hardware import resolve_device
     from deepseek.road.recipe import read_recipe
-    from deepseek.train.memory_survey import survey
+    from deepseek.train.memory.survey import survey
 
     chosen = read_recipe(recipe)
     config = chosen.train
@@ -37,7 +37,7 @@ def estimate(
 
 
 def _text(found: Survey) -> str:
-    from deepseek.train.memory_size import in_words
+    from deepseek.train.memory.size import in_words
 
     lines = [f"training on {found.device} in {found.precision}, micro-batches of {found.rows}:"]
     lines += [f"  {name:<12} {in_words(size):>10}" for name, size in found.estimate._asdict().items()]

@@ -2,7 +2,7 @@
 
 Reckoning all sizes takes some 15 seconds, so that their numbers are shipped in `catalogue.yaml`. A test reckons them
 anew; `python -m tests.contract.update_catalogue` writes them.
-Not here: time, and the memory of activations, which depends on the batch (`deepseek.train.memory`).
+Not here: time, and the memory of activations, which depends on the batch (`deepseek.train.memory.estimate`).
 """
 
 from __future__ import annotations

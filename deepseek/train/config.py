@@ -10,7 +10,7 @@ from deepseek.config import Config
 from deepseek.errors import ConfigError
 from deepseek.optim.precision import PrecisionName
 from deepseek.optim.schedules import DecayShape, ScheduleName
-from deepseek.train.memory_size import check_budget
+from deepseek.train.memory.size import check_budget
 
 
 class EarlyStoppingConfig(Config):

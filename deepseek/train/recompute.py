@@ -3,7 +3,7 @@
 `full` keeps a block's inputs alone; `selective` keeps the results of the matrix products and computes the cheap rest
 again (norms, activations, dropout, softmax); a list of operators keeps the results of just these.
 Not here: compiled runs, whose partitioner decides (`activation_budget` sets how much it may keep); which policy a run
-needs (`memory_plan.py`); the templates' own `gradient_checkpointing`, which is the same as `full`.
+needs (`memory/plan.py`); the templates' own `gradient_checkpointing`, which is the same as `full`.
 Sources: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174; Korthikanti et al. 2022,
 "Reducing Activation Recomputation in Large Transformer Models", arXiv:2205.05198.
 """

@@ -21,7 +21,7 @@ from deepseek.optim.clipped_step import ClippedStep
 from deepseek.optim.clipping import Clipper, NormClip
 from deepseek.optim.precision import Precision, is_exhausted
 from deepseek.tasks.task import Task, to_device
-from deepseek.train.memory_recovery import MicroBatchSplitter
+from deepseek.train.memory.recovery import MicroBatchSplitter
 
 MAX_BAD_STEPS = 10
 

@@ -35,10 +35,10 @@ from deepseek.train.callbacks.ema import EMA
 from deepseek.train.config import TrainConfig
 from deepseek.train.fp32_modules import fp32_modules
 from deepseek.train.loop import take, train_loop
-from deepseek.train.memory import estimate_training, refuse_if_too_large
-from deepseek.train.memory_allocator import HOLES, give_large_blocks_back, trim
-from deepseek.train.memory_plan import MemoryPlan, plan_memory
-from deepseek.train.memory_recovery import MicroBatchSplitter
+from deepseek.train.memory.allocator import HOLES, give_large_blocks_back, trim
+from deepseek.train.memory.estimate import estimate_training, refuse_if_too_large
+from deepseek.train.memory.plan import MemoryPlan, plan_memory
+from deepseek.train.memory.recovery import MicroBatchSplitter
 from deepseek.train.output import hold_output, save_bundle, save_tokenizer, stored_tokenizer
 from deepseek.train.recompute import recomputing
 from deepseek.train.result import TrainResult

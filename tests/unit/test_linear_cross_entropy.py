@@ -10,7 +10,7 @@ from torch import Tensor
 from deepseek.errors import ModelError
 from deepseek.nn.linear_cross_entropy import linear_cross_entropy_sum
 from deepseek.nn.losses import cross_entropy_sum
-from deepseek.train.memory_trace import StepTrace
+from deepseek.train.memory.trace import StepTrace
 
 SETTINGS = [(0.0, 0.0), (0.1, 0.0), (0.1, 1e-2)]
 

@@ -19,9 +19,9 @@ from deepseek.optim.build import build_optimizer
 from deepseek.optim.precision import Precision
 from deepseek.tasks.language_modeling import LanguageModeling
 from deepseek.tasks.supervised import Supervised
-from deepseek.train import memory
 from deepseek.train.config import TrainConfig
-from deepseek.train.memory import MemoryEstimate, estimate_training, refuse_if_too_large
+from deepseek.train.memory import estimate as memory
+from deepseek.train.memory.estimate import MemoryEstimate, estimate_training, refuse_if_too_large
 from deepseek.train.step import TrainStep
 from deepseek.train.trainer import Trainer
 from tests.toy_gpt import toy_batches, toy_config

@@ -14,8 +14,8 @@ import torch
 from deepseek.models.factory import build
 from deepseek.optim.precision import Precision
 from deepseek.train.config import TrainConfig
-from deepseek.train.memory import estimate_training
-from deepseek.train.memory_allocator import give_large_blocks_back
+from deepseek.train.memory.allocator import give_large_blocks_back
+from deepseek.train.memory.estimate import estimate_training
 from tests.memory_child import case
 
 GPT = {"name": "GPT", "vocab_size": 8192, "max_length": 256, "num_layers": 4, "d_model": 256}

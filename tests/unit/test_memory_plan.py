@@ -12,9 +12,9 @@ from deepseek.errors import ConfigError, MemoryEstimateError
 from deepseek.models.gpt import GPT
 from deepseek.tasks.language_modeling import LanguageModeling
 from deepseek.tasks.supervised import Supervised
-from deepseek.train import memory_plan
 from deepseek.train.config import TrainConfig
-from deepseek.train.memory_plan import MemoryPlan, plan_memory
+from deepseek.train.memory import plan as memory_plan
+from deepseek.train.memory.plan import MemoryPlan, plan_memory
 from tests.toy_gpt import toy_batches, toy_config
 
 CPU = torch.device("cpu")

@@ -16,8 +16,7 @@ from deepseek.faults import FaultInjector
 from deepseek.models.gpt import GPT
 from deepseek.optim.precision import Precision
 from deepseek.tasks.language_modeling import LanguageModeling
-from deepseek.train.memory import is_out_of_memory, split_batch
-from deepseek.train.memory_recovery import MicroBatchSplitter, rows_of
+from deepseek.train.memory.recovery import MicroBatchSplitter, is_out_of_memory, rows_of, split_batch
 from deepseek.train.step import TrainStep
 from tests.toy_gpt import toy_batches, toy_config
 from tests.toy_training import weights

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek.errors import ConfigError
-from deepseek.train.memory_size import check_budget, in_words, parse_budget
+from deepseek.train.memory.size import check_budget, in_words, parse_budget
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Will it fit: the memory a training run needs, reckoned on shapes alone before anything is allocated.
 
-One micro-batch runs forward and backward on tensors without memory (`memory_trace.py`), and the live bytes are counted.
-What a process takes beyond them is small where large blocks have mappings of their own (`memory_allocator.py`; measured
+One micro-batch runs forward and backward on tensors without memory (`trace.py`), and the live bytes are counted.
+What a process takes beyond them is small where large blocks have mappings of their own (`allocator.py`; measured
 0 to 6% over eleven runs from 200 to 450 MB); glibc's default adds holes between blocks, 14% to 80% there.
-Not here: which settings to take (`memory_plan.py`), what to do when it did not fit (`memory_recovery.py`).
+Not here: which settings to take (`plan.py`), what to do when it did not fit (`recovery.py`).
 """
 
 from __future__ import annotations
@@ -20,20 +20,9 @@ from deepseek.optim.build import state_bytes, use_bf16_weights
 from deepseek.optim.precision import Precision
 from deepseek.tasks.task import Task
 from deepseek.train.config import TrainConfig
-from deepseek.train.memory_recovery import MicroBatchSplitter, is_out_of_memory, split_batch
-from deepseek.train.memory_size import in_words
-from deepseek.train.memory_trace import Event, StepTrace
+from deepseek.train.memory.size import in_words
+from deepseek.train.memory.trace import Event, StepTrace
 from deepseek.train.recompute import apply_recompute
-
-__all__ = [
-    "MemoryEstimate",
-    "MicroBatchSplitter",
-    "estimate_training",
-    "free_memory",
-    "is_out_of_memory",
-    "refuse_if_too_large",
-    "split_batch",
-]
 
 _WORKSPACE_CPU = 12 << 20  # measured: packing buffers of the matrix products, code paths touched for the first time
 _WORKSPACE_CUDA = 48 << 20  # cuBLAS's workspace on Hopper is 32 MiB a handle (CUBLAS_WORKSPACE_CONFIG), and some more

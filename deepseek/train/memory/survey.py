@@ -12,9 +12,9 @@ from torch import nn
 from deepseek.optim.precision import Precision
 from deepseek.tasks.task import Task
 from deepseek.train.config import TrainConfig
-from deepseek.train.memory import MemoryEstimate, estimate_training, free_memory
-from deepseek.train.memory_plan import MemoryPlan, plan_memory
-from deepseek.train.memory_recovery import rows_of, split_batch
+from deepseek.train.memory.estimate import MemoryEstimate, estimate_training, free_memory
+from deepseek.train.memory.plan import MemoryPlan, plan_memory
+from deepseek.train.memory.recovery import rows_of, split_batch
 
 _POLICIES = ("none", "selective", "full")
 

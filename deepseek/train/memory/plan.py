@@ -3,7 +3,7 @@
 What can be changed without changing the update, by what it costs: the size of the loss's chunks, smaller micro-batches
 (their gradients add up to the same), recompute of the cheap part or of whole blocks; and, only where allowed, optimizer
 states in 8 bits, which do change it. Not here: reckoning one setting (`memory.py`), the retry when a run is over its
-estimate after all (`memory_recovery.py`).
+estimate after all (`recovery.py`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from deepseek.errors import MemoryEstimateError
 from deepseek.optim.precision import Precision
 from deepseek.tasks.task import Task
 from deepseek.train.config import TrainConfig
-from deepseek.train.memory import MemoryEstimate, estimate_training, free_memory, parts_in_words
-from deepseek.train.memory_recovery import rows_of, split_batch
-from deepseek.train.memory_size import in_words, parse_budget
+from deepseek.train.memory.estimate import MemoryEstimate, estimate_training, free_memory, parts_in_words
+from deepseek.train.memory.recovery import rows_of, split_batch
+from deepseek.train.memory.size import in_words, parse_budget
 from deepseek.train.recompute import find_blocks
 
 _SMALL_CHUNK = 64 << 20

@@ -2,7 +2,7 @@
 
 A step's loss is a sum over its items, divided once, so that the parts of a batch give the batch's gradient up to the
 rounding of sums. Only where samples see each other inside the model (batch norm) it is another one: the log says so.
-Not here: the retry itself, which is in `step.py`; avoiding it by planning (`memory_plan.py`).
+Not here: the retry itself, which is in `step.py`; avoiding it by planning (`plan.py`).
 """
 
 from __future__ import annotations

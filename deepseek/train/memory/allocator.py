@@ -4,7 +4,7 @@ By default blocks up to 32 MiB come from one heap, and what is freed there stays
 later tensor fits in: measured 14% to 80% more than the live tensors, against 0 to 6% with this setting. The price is
 fresh pages for each large tensor. What was allocated before (the model's weights in float32) leaves holes all the same,
 which `trim` gives back: in 10 ms, for BERT-base 7% of the peak. On a GPU, or another C library, nothing changes.
-Sources: mallopt(3), where M_MMAP_THRESHOLD fixes the threshold, which otherwise moves with what is freed; malloc_trim(3).
+Sources: mallopt(3), whose M_MMAP_THRESHOLD else moves with what is freed; malloc_trim(3).
 """
 
 from __future__ import annotations
