@@ -12,14 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepseek import __version__
+from deepseek.cli.compress import compress
 from deepseek.cli.cook import cook
 from deepseek.cli.estimate import estimate
 from deepseek.cli.look import check_env, explain, new
 from deepseek.cli.models import models
 from deepseek.cli.serve import serve_command
-from deepseek.cli.stages import compress, evaluate, export
+from deepseek.cli.stages import evaluate, export
 from deepseek.cli.training import quickstart, run, train
 from deepseek.cli.verify import verify_trainer
+from deepseek.cli.verify_bundle import verify_bundle
 from deepseek.errors import ConfigError, DeepSeekError
 
 app = typer.Typer(
@@ -34,6 +36,7 @@ app = typer.Typer(
 for command in (quickstart, run, new, train, estimate, compress, evaluate, export, cook, explain):
     app.command()(command)
 app.command("serve")(serve_command)
+app.command("verify")(verify_bundle)
 app.command("verify-trainer")(verify_trainer)
 app.command("check-env")(check_env)
 app.add_typer(models, name="models")

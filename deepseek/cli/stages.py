@@ -1,4 +1,4 @@
-"""`deepseek compress`, `evaluate` and `export`: a stage alone, on a bundle."""
+"""`deepseek evaluate` and `export`: a stage alone, on a bundle. Not here: `compress` (`cli/compress.py`)."""
 
 from __future__ import annotations
 
@@ -17,57 +17,25 @@ if TYPE_CHECKING:
     from deepseek.road.run_folder import RunFolder
     from deepseek.road.stages import Stages
 
-_BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a run folder with a bundle in it.")]
-_Data = Annotated[
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a run folder with a bundle in it.")]
+DataOption = Annotated[
     str | None, typer.Option(help="Data to measure on; default: what the run that the bundle is in held back.")
 ]
 
 
-def compress(
-    bundle: _BundlePath,
-    out: Annotated[Path | None, typer.Option(help="Where the new bundle goes; default: BUNDLE-int8.")] = None,
-    data: _Data = None,
-    method: Annotated[
-        str | None, typer.Option(help="dynamic, weight_only, static or bf16; default: as the run's recipe says.")
-    ] = None,
-) -> None:
-    """Quantize a bundle to int8, and measure size, quality and time before and after."""
-    from deepseek.bundle import load
-    from deepseek.compress.config import CompressConfig
-    from deepseek.road.stages import stages_of
-    from deepseek.road.walk import compress_lines
-
-    path = _bundle_in(bundle)
-    target = out or path.with_name(f"{path.stem}-int8.pt" if path.is_file() else f"{path.name}-int8")
-    if target.exists():
-        raise ConfigError(f"{target} exists already", fix="choose another place with --out, or remove it first")
-    recipe = _recipe_of(path)
-    config = (recipe.compress if recipe is not None else None) or CompressConfig()
-    config = config if method is None else config.replace(method=method)
-    loaded = load(path, device="cpu")
-    stages = stages_of(loaded.config.task)
-    report = stages.compress_stage(path, target, _data_for(stages, loaded, recipe, data), config)
-    with _run_of(path, out is None and data is None) as run:
-        if run is not None:
-            run.record("compress", report)
-    for line in compress_lines(report):
-        typer.echo(line)
-    typer.echo(f"written: {target}")
-
-
-def evaluate(bundle: _BundlePath, data: _Data = None) -> None:
+def evaluate(bundle: BundlePath, data: DataOption = None) -> None:
     """Measure a bundle on data held back: what its task measures, beside what answers without a model reach."""
     from deepseek.bundle import load
     from deepseek.road.recipe import EvaluateConfig
     from deepseek.road.stages import stages_of
 
-    path = _bundle_in(bundle)
+    path = bundle_in(bundle)
     loaded = load(path)
-    recipe = _recipe_of(path)
+    recipe = recipe_of(path)
     config = (recipe.evaluate if recipe is not None else None) or EvaluateConfig()
     stages = stages_of(loaded.config.task)
-    measured_on = _data_for(stages, loaded, recipe, data)
-    with _run_of(path, data is None) as run:
+    measured_on = data_for(stages, loaded, recipe, data)
+    with run_of(path, data is None) as run:
         numbers = stages.evaluate_stage(loaded, measured_on, config, run)
     width = max(14, *(len(name) for name in numbers))
     for name, value in numbers.items():
@@ -75,20 +43,20 @@ def evaluate(bundle: _BundlePath, data: _Data = None) -> None:
 
 
 def export(
-    bundle: _BundlePath,
+    bundle: BundlePath,
     out: Annotated[Path | None, typer.Option(help="The file; default: BUNDLE/exports/model.onnx.")] = None,
 ) -> None:
     """Export a bundle to ONNX; the file is run in ONNX Runtime and compared before it counts."""
     from deepseek.bundle import load
     from deepseek.export.onnx_export import OnnxConfig, export_onnx
 
-    path = _bundle_in(bundle)
+    path = bundle_in(bundle)
     loaded = load(path, device="cpu")
     target = out or (path.with_suffix(".onnx") if path.is_file() else path / "exports" / "model.onnx")
-    recipe = _recipe_of(path)
+    recipe = recipe_of(path)
     config = (recipe.export if recipe is not None else None) or OnnxConfig()
     report = export_onnx(loaded.model, target, config=config)
-    with _run_of(path, out is None) as run:
+    with run_of(path, out is None) as run:
         if run is not None:
             run.record("export", report.to_dict())
     for check in report.to_dict()["checks"]:
@@ -96,13 +64,13 @@ def export(
     typer.echo(f"written: {report.path} ({report.bytes / 1e6:.1f} MB, opset {report.opset})")
 
 
-def _bundle_in(path: Path) -> Path:
+def bundle_in(path: Path) -> Path:
     """Return the bundle meant: the path itself, or the `bundle` of a run folder."""
     path = path if path.name not in {"", ".."} else path.resolve()  # `.` has no name to put -int8 after
     return path / "bundle" if (path / "bundle" / "config.yaml").is_file() else path
 
 
-def _recipe_of(bundle: Path) -> Recipe | None:
+def recipe_of(bundle: Path) -> Recipe | None:
     """Return the recipe of the run whose folder the bundle is in."""
     from deepseek.road.walk import recipe_of_run
 
@@ -110,7 +78,7 @@ def _recipe_of(bundle: Path) -> Recipe | None:
 
 
 @contextmanager
-def _run_of(bundle: Path, usual: bool) -> Iterator[RunFolder | None]:
+def run_of(bundle: Path, usual: bool) -> Iterator[RunFolder | None]:
     """Hold the run whose trained bundle this is, and renew its report; None for other bundles, or where data or
     place are not the `usual` ones."""
     from deepseek.files import folder_lock
@@ -127,7 +95,7 @@ def _run_of(bundle: Path, usual: bool) -> Iterator[RunFolder | None]:
             render_report(run.path)
 
 
-def _data_for(stages: Stages, bundle: Bundle, recipe: Recipe | None, data: str | None) -> Any:
+def data_for(stages: Stages, bundle: Bundle, recipe: Recipe | None, data: str | None) -> Any:
     """Return the data to measure on: all of `data`, else what the run's recipe held back from training."""
     if data is not None:
         return stages.foreign_data(bundle, data, recipe)

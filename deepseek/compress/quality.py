@@ -16,8 +16,8 @@ from deepseek.train.callbacks.monitor import Monitor
 _DECIDING = (
     "perplexity",
     "map",
-    "accuracy",
     "dice",
+    "accuracy",
     "cer",
     "token_error_rate",
     "token_accuracy",
@@ -36,15 +36,21 @@ class Metric(NamedTuple):
 
 
 def main_metric(figures: Mapping[str, float]) -> Metric:
-    """Return the figure that decides: perplexity, mAP, accuracy, Dice, an error rate; a recall, else the loss.
+    """Return the figure that decides, of those that the original model reaches: perplexity, mAP, Dice, accuracy, an
+    error rate; a recall, else the loss.
 
-    Raises DataError where there is no figure at all.
+    A share of zero is passed over: it can't get worse, and would let anything pass. Raises DataError where there is no
+    figure at all.
     """
-    name = next((name for name in _DECIDING if name in figures), None)
-    name = name or next((name for name in figures if "recall" in name), "loss")
+    known = (*_DECIDING, *(name for name in figures if "recall" in name))
+    name = next((name for name in known if name in figures and _tells(name, figures[name])), "loss")
     if name not in figures:
         raise DataError("the task measures nothing that could decide", found=sorted(figures), wanted="loss")
     return Metric(name, Monitor(f"val_{name}").smaller_is_better)
+
+
+def _tells(name: str, value: float) -> bool:
+    return math.isfinite(value) and (value != 0 or Monitor(f"val_{name}").smaller_is_better)
 
 
 def drop(metric: Metric, before: Mapping[str, float], after: Mapping[str, float], *, relative: bool) -> float:

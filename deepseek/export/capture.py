@@ -20,12 +20,33 @@ from deepseek.errors import DeepSeekError, ExportError
 from deepseek.export.signature import Axes, axis_sizes, evaluating, resized
 
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<string>", "<eval_with_key>", "<frozen")
-_NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "torch._inductor", "onnxscript", "onnx_ir")
+_NOISY_LOGGERS = (
+    "torch.onnx",
+    "torch.__trace",
+    "torch.export",
+    "torch.fx",
+    "torch._dynamo",
+    "torch._inductor",
+    "onnxscript",
+    "onnx_ir",
+)
 
 
-def capture(target: nn.Module | Callable[..., Any], inputs: Mapping[str, Tensor], axes: Axes) -> ExportedProgram:
+class FixedAxisError(ExportError):
+    """A named axis can't change: the model's own code fixes it. `axis` is its name."""
+
+    axis: str = ""
+
+
+def capture(
+    target: nn.Module | Callable[..., Any],
+    inputs: Mapping[str, Tensor],
+    axes: Axes,
+    positional: str | None = None,
+) -> ExportedProgram:
     """Return the graph of `target` in eval mode, with the named axes free to change.
 
+    `positional`: the name of the target's `*arguments`, for one that takes its inputs so, in their order.
     Raises ExportError if Python decides on tensor values, an operation is unknown, or a named axis can't change.
     """
     module = target if isinstance(target, nn.Module) else _as_module(target)
@@ -33,11 +54,14 @@ def capture(target: nn.Module | Callable[..., Any], inputs: Mapping[str, Tensor]
     shapes = {name: {index: Dim.DYNAMIC for index, axis in enumerate(axes[name]) if axis} for name in sample}
     with evaluating(module), quiet():
         try:
+            if positional is not None:
+                given = tuple(sample.values())
+                return torch.export.export(module, given, dynamic_shapes={positional: tuple(shapes.values())})
             return torch.export.export(module, (), dict(sample), dynamic_shapes=shapes)
         except DeepSeekError:
             raise
         except Exception as error:
-            raise _fixed_axis(error, axes) or capture_error(error) from error
+            raise _fixed_axis(error, axes) or capture_error(error, module) from error
 
 
 def axis_limits(program: ExportedProgram, axes: Axes) -> dict[str, int]:
@@ -54,12 +78,13 @@ def axis_limits(program: ExportedProgram, axes: Axes) -> dict[str, int]:
     return limits
 
 
-def capture_error(error: BaseException) -> ExportError:
-    """Turn what torch says about a failed capture into an ExportError with the user's line."""
+def capture_error(error: BaseException, model: object = None) -> ExportError:
+    """Turn what torch says about a failed capture into an ExportError with the user's line and the module's name."""
     reason, hints = _reason(error)
+    inside = module_name(error, model) if isinstance(model, nn.Module) else None
     return ExportError(
         f"the model can't be captured whole: {reason}",
-        found=user_line(error),
+        found=(user_line(error) or "") + (f" (in module '{inside}')" if inside else "") or None,
         fix=hints
         or "make that line depend on shapes only, or write it with torch operations (torch.where, torch.cond)",
     )
@@ -73,6 +98,16 @@ def user_line(error: BaseException) -> str | None:
         if not frame.filename.startswith(_LIBRARIES):
             return f"{frame.filename}:{frame.lineno}: {frame.line}"
     return None
+
+
+def module_name(error: BaseException, model: nn.Module) -> str | None:
+    """Return the name of the innermost of the model's modules whose code an error came from; None for the model."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        found = names.get(id(trace.tb_frame.f_locals.get("self")), found)
+        trace = trace.tb_next
+    return found or None
 
 
 @contextlib.contextmanager
@@ -113,14 +148,16 @@ def _reason(error: BaseException) -> tuple[str, str | None]:
     return reason, hint if hint and len(hint) < 160 else None
 
 
-def _fixed_axis(error: BaseException, axes: Axes) -> ExportError | None:
+def _fixed_axis(error: BaseException, axes: Axes) -> FixedAxisError | None:
     """Return an error that names the axis, if the capture failed because one can't change."""
     place = re.search(r"L\['(\w+)'\]\.size\(\)\[(\d+)\] as dynamic but .* constant \((\d+)\)", str(error))
     if place is None or place[1] not in axes:
         return None
     name, index = place[1], int(place[2])
-    return ExportError(
+    fixed = FixedAxisError(
         f"axis '{axes[name][index]}' (dimension {index} of '{name}') can't change",
         found=f"the model's own code fixes it at {place[3]}",
         fix="give None for it in `axes`, or take that size from the input's shape in the model",
     )
+    fixed.axis = axes[name][index] or ""
+    return fixed

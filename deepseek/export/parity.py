@@ -5,7 +5,7 @@ The tolerance is relative to the largest value of the reference output where tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,10 @@ from deepseek.export.runtimes import Runtime
 from deepseek.export.signature import Axes, axis_sizes, resized
 
 _LONGEST = 512  # a default check is no longer than this along any axis, to bound its memory and time
+_TEXT = frozenset({"batch", "time", "decoder_time"})  # axes of which one is enough
+
+Explain = Callable[[Mapping[str, Tensor]], str | None]
+"""Says, for inputs at which two runtimes differ, where the difference begins; None where it can't tell."""
 
 
 class Check(NamedTuple):
@@ -32,14 +36,14 @@ class Check(NamedTuple):
 
 
 def default_checks(example: Mapping[str, Tensor], axes: Axes, longest: int | None = None) -> list[dict[str, int]]:
-    """Return four sets of sizes: all ones, the example's, other ones, and the batch of one at full length."""
+    """Return up to four sets of sizes: all ones, the example's, other ones, and the batch of one at full length."""
     sizes = axis_sizes(example, axes)
     if not sizes:
         return [{}]
     long = min(longest or 0, _LONGEST)
     other = {axis: max(size - 1, 1) if axis != "batch" else size + 1 for axis, size in sizes.items()}
-    full = {axis: 1 if axis == "batch" else max(size, long) if axis == "time" else size for axis, size in sizes.items()}
-    checks = [dict.fromkeys(sizes, 1) if set(sizes) <= {"batch", "time"} else {**sizes, "batch": 1}, sizes, other, full]
+    full = {a: 1 if a == "batch" else max(size, long) if a in _TEXT else size for a, size in sizes.items()}
+    checks = [dict.fromkeys(sizes, 1) if set(sizes) <= _TEXT else {**sizes, "batch": 1}, sizes, other, full]
     return [check for index, check in enumerate(checks) if check not in checks[:index]]
 
 
@@ -50,13 +54,25 @@ def compare(
     axes: Axes,
     checks: Sequence[Mapping[str, int]],
     tolerance: float,
+    explain: Explain | None = None,
 ) -> tuple[Check, ...]:
-    """Run both at each set of sizes and return what was seen. Raises ParityError at the first that differs too much."""
+    """Run both at each set of sizes and return what was seen.
+
+    Raises ParityError at the first that differs too much, with what `explain` says of where that begins.
+    """
     results = []
     for seed, sizes in enumerate(checks):
         inputs = resized(example, axes, sizes, seed)
         wanted, found = reference.run(inputs), candidate.run(inputs)
-        errors = [_compare_output(name, wanted[name], found.get(name), dict(sizes), tolerance) for name in wanted]
+        try:
+            errors = [_compare_output(name, wanted[name], found.get(name), dict(sizes), tolerance) for name in wanted]
+        except ParityError as error:
+            said = explain(inputs) if explain is not None else None
+            if said is None:
+                raise
+            raise ParityError(
+                error.problem, found=f"{error.found}; {said}", wanted=error.wanted, fix=error.fix
+            ) from error
         agreement = min(_top1(wanted[name], found[name]) for name in wanted)
         results.append(Check(tuple(sizes.values()), max(errors), agreement))
     return tuple(results)

@@ -104,11 +104,15 @@ def named_inputs(target: nn.Module | Callable[..., Any], example: ExampleInputs 
 
 
 def default_axes(inputs: Mapping[str, Tensor]) -> dict[str, tuple[str | None, ...]]:
-    """Return the dimensions that usually change: the first is `batch`; the second of 2-D integers (ids) is `time`."""
+    """Return the dimensions that usually change: the first is `batch`, the second of 2-D integers (ids) is a length.
+
+    The length is `time`, or `decoder_time` for inputs whose name begins with `decoder_`.
+    """
     axes: dict[str, tuple[str | None, ...]] = {}
     for name, tensor in inputs.items():
         is_ids = tensor.dim() == 2 and not tensor.dtype.is_floating_point
-        names: tuple[str | None, ...] = ("batch", "time") if is_ids else ("batch",)
+        length = "decoder_time" if name.startswith("decoder_") else "time"
+        names: tuple[str | None, ...] = ("batch", length) if is_ids else ("batch",)
         axes[name] = names[: tensor.dim()] + (None,) * (tensor.dim() - len(names))
     return axes
 
@@ -140,13 +144,27 @@ def axis_sizes(inputs: Mapping[str, Tensor], axes: Axes) -> dict[str, int]:
 
 
 def resized(inputs: Mapping[str, Tensor], axes: Axes, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
-    """Return inputs with the named axes of the given sizes, filled with values drawn from the example's own."""
+    """Return inputs with the named axes of the given sizes, filled with values drawn from the example's own.
+
+    Integers along a fixed dimension (columns of a table) stay at their place there. A mask (`..._mask`) never hides all
+    of a row, as attention to nothing has no defined answer, and `lengths` are no longer than `input_features`.
+    """
     generator = torch.Generator().manual_seed(seed)
     result = {}
     for name, tensor in inputs.items():
-        shape = [size if axis is None else sizes[axis] for axis, size in zip(axes[name], tensor.shape, strict=True)]
-        drawn = torch.randint(max(tensor.numel(), 1), shape, generator=generator)
-        result[name] = tensor.detach().cpu().flatten()[drawn]
+        free = [index for index, axis in enumerate(axes[name]) if axis is not None]
+        if tensor.dtype.is_floating_point:
+            free = list(range(tensor.dim()))  # drawn one by one, so that no two rows are alike
+        fixed = [index for index in range(tensor.dim()) if index not in free]
+        wanted = [size if axis is None else sizes[axis] for axis, size in zip(axes[name], tensor.shape, strict=True)]
+        pool = tensor.detach().cpu().permute(*free, *fixed).reshape(-1, *(tensor.shape[index] for index in fixed))
+        drawn = pool[torch.randint(max(len(pool), 1), [wanted[index] for index in free], generator=generator)]
+        value = drawn.permute([(*free, *fixed).index(index) for index in range(tensor.dim())]).contiguous()
+        if name.endswith("_mask") and value.dim() == 2:
+            value[:, :1] = 1
+        result[name] = value
+    if "lengths" in result and "input_features" in result:
+        result["lengths"] = result["lengths"].clamp(max=result["input_features"].shape[1])
     return result
 
 

@@ -74,7 +74,7 @@ def entry(name: str, template: str, config: Config) -> Entry:
     """Return what the model of `config` costs."""
     model = on_meta(config)
     inputs = meta_inputs(model)
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_OPERATORS) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=OPERATOR_FLOPS) as counter:
         model(**inputs)
     shapes = {name: list(value.shape) for name, value in inputs.items()}
     return Entry(name, template, count_parameters(model), counter.get_total_flops(), shapes)
@@ -113,5 +113,5 @@ def _experts_flops(x: list[int], gate: list[int], *rest: list[int], **_: Any) ->
     return 3 * 2 * rows * d_model * gate[1]
 
 
-_OPERATORS = {torch.ops.deepseek.gated_experts: _experts_flops}
+OPERATOR_FLOPS = {torch.ops.deepseek.gated_experts: _experts_flops}
 """Operations of our own operators, whose products torch's counter can't see."""

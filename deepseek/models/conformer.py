@@ -28,6 +28,7 @@ from deepseek.nn.conformer_conv import ConformerConv
 from deepseek.nn.conv_subsampling import REACH, ConvSubsampling, subsampled_length
 from deepseek.nn.dropout import dropout
 from deepseek.nn.dynamic_conv import DynamicConv, DynamicConvAttention
+from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.gradient_reset_gate import GradientResetGate
 from deepseek.nn.masks import chunk_mask
 from deepseek.nn.recompute import recomputed
@@ -232,7 +233,7 @@ class Conformer(nn.Module):
         self._check(input_features, lengths, decoder_input_ids)
         if lengths is None:
             lengths = torch.full((input_features.shape[0],), input_features.shape[1], device=input_features.device)
-        features = input_features.to(self.ctc_head.weight.dtype)
+        features = input_features.to(float_tensor(self.ctc_head).dtype)
         frames, valid = self.encoder(features, lengths, self.config.gradient_checkpointing)
         decoder_logits = None
         if self.decoder is not None and decoder_input_ids is not None:
@@ -241,7 +242,7 @@ class Conformer(nn.Module):
 
     def example_inputs(self, batch_size: int = 1) -> dict[str, Tensor]:
         """Return 67 feature frames a row (16 after subsampling) and, with a decoder, five tokens."""
-        generator, device = torch.Generator().manual_seed(0), self.ctc_head.weight.device
+        generator, device = torch.Generator().manual_seed(0), float_tensor(self.ctc_head).device
         config = self.config
         features = torch.randn(batch_size, 67, config.encoder.num_mels, generator=generator)
         inputs = {"input_features": features, "lengths": torch.full((batch_size,), 67)}

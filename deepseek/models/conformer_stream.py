@@ -15,6 +15,7 @@ from deepseek.errors import ModelError
 from deepseek.models.conformer import Conformer
 from deepseek.nn.checks import check_shape
 from deepseek.nn.conv_subsampling import REACH, STRIDE
+from deepseek.nn.float_tensor import float_tensor
 
 
 class ConformerStream:
@@ -39,7 +40,7 @@ class ConformerStream:
         self.chunk_size = config.chunk_size
         self.kept_frames = None if config.left_chunks is None else config.left_chunks * config.chunk_size
         self.states = [block.start(batch_size) for block in model.encoder.blocks]  # type: ignore[operator]
-        self.waiting = model.ctc_head.weight.new_zeros(batch_size, 0, config.num_mels)
+        self.waiting = float_tensor(model.ctc_head).new_zeros(batch_size, 0, config.num_mels)
         self.finished = False
 
     @property

@@ -20,6 +20,7 @@ from deepseek.errors import ModelError
 from deepseek.nn.adaptive_norm import AdaptiveBlock, AdaptiveNorm
 from deepseek.nn.checks import check_shape
 from deepseek.nn.config_checks import check_heads
+from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.image_input import check_image
 from deepseek.nn.patch_embedding import PatchEmbedding, patches_to_pixels, sincos_positions
 from deepseek.nn.recompute import recomputed
@@ -183,7 +184,7 @@ class DiT(nn.Module):
         """Return inputs of the right names and shapes: `latents`, `timesteps` and `labels`."""
         config, generator = self.config, torch.Generator().manual_seed(0)
         shape = (batch_size, config.num_channels, config.latent_size, config.latent_size)
-        weight = self.output.weight
+        weight = float_tensor(self.output)
         inputs = {
             "latents": torch.randn(shape, generator=generator).to(weight),
             "timesteps": torch.randint(1000, (batch_size,), generator=generator) / config.timestep_scale,

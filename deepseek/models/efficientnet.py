@@ -18,6 +18,7 @@ from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.nn.channel_rounding import round_channels
 from deepseek.nn.conv_norm import ConvNorm, ConvStyle, Padding, init_conv
 from deepseek.nn.dropout import dropout
+from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.image_input import check_batch_statistics, check_image, example_image
 from deepseek.nn.inverted_residual import InvertedResidual, InvertedResidualShape
 from deepseek.nn.recompute_norm import recomputed_with_norms
@@ -176,7 +177,7 @@ class EfficientNet(PretrainedMixin, nn.Module):
         check_image("pixel_values", pixel_values, config.num_channels, minimum)
         if self.training:
             check_batch_statistics("pixel_values", pixel_values, config.stride)
-        x = self.stem(pixel_values.to(self.stem.norm.weight.dtype))
+        x = self.stem(pixel_values.to(float_tensor(self.stem.conv).dtype))
         for block in self.blocks:
             x = recomputed_with_norms(config.gradient_checkpointing and self.training, block, x)
         features: Tensor = self.last(x)
@@ -185,7 +186,7 @@ class EfficientNet(PretrainedMixin, nn.Module):
     def example_inputs(self, batch_size: int = 1) -> dict[str, Tensor]:
         """Return `pixel_values` (batch_size, num_channels, image_size, image_size) of normal noise."""
         config = self.config
-        image = example_image(config.num_channels, config.image_size, batch_size, self.stem.norm.weight)
+        image = example_image(config.num_channels, config.image_size, batch_size, float_tensor(self.stem.conv))
         return {"pixel_values": image}
 
 

@@ -20,6 +20,7 @@ from deepseek.config import Config
 from deepseek.nn.config_checks import check_heads
 from deepseek.nn.dropout import dropout
 from deepseek.nn.feature_tokenizer import FeatureTokenizer
+from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.multi_head_attention import MultiHeadAttention
 from deepseek.nn.recompute import recomputed
 
@@ -116,7 +117,7 @@ class FTTransformer(nn.Module):
         inputs = {}
         if self.config.num_numeric:
             numeric = torch.randn(batch_size, self.config.num_numeric, generator=generator)
-            inputs["numeric"] = numeric.to(self.head.weight)
+            inputs["numeric"] = numeric.to(float_tensor(self.head))
         if self.config.cardinalities:
             columns = [torch.randint(size, (batch_size,), generator=generator) for size in self.config.cardinalities]
             inputs["categorical"] = torch.stack(columns, dim=1).to(self.head.weight.device)

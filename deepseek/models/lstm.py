@@ -19,6 +19,7 @@ from deepseek.errors import ModelError
 from deepseek.models.generation import GenerationMixin
 from deepseek.nn.checks import check_ids, check_mask, check_shape
 from deepseek.nn.dropout import dropout
+from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.lstm_layer import LSTMLayer, State
 
 
@@ -149,7 +150,7 @@ class LSTM(GenerationMixin, nn.Module):
         return {"input_ids": ids.to(self.token_embedding.weight.device)}
 
     def _start(self, batch_size: int) -> list[State]:
-        zeros = self.lm_head.weight.new_zeros(batch_size, self.config.hidden_size)
+        zeros = float_tensor(self.lm_head).new_zeros(batch_size, self.config.hidden_size)
         return [(zeros, zeros) for _ in self.layers]
 
 

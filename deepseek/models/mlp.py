@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deepseek.config import Config
 from deepseek.nn.checks import check_shape
+from deepseek.nn.float_tensor import float_tensor
 
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -87,7 +88,7 @@ class MLP(nn.Module):
         """Return inputs of the right names and shapes: `features` (batch_size, *input_shape)."""
         generator = torch.Generator().manual_seed(0)
         features = torch.randn(batch_size, *self.config.input_shape, generator=generator)
-        return {"features": features.to(self.head.weight)}
+        return {"features": features.to(float_tensor(self.head))}
 
 
 def _hidden_layer(config: MLPConfig, size_in: int, size_out: int) -> nn.Sequential:

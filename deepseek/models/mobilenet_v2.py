@@ -17,6 +17,7 @@ from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.nn.channel_rounding import round_channels
 from deepseek.nn.conv_norm import ConvNorm, ConvStyle, init_conv
 from deepseek.nn.dropout import dropout
+from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.image_input import check_batch_statistics, check_image, example_image
 from deepseek.nn.inverted_residual import InvertedResidual, InvertedResidualShape
 from deepseek.nn.recompute_norm import recomputed_with_norms
@@ -142,7 +143,7 @@ class MobileNetV2(PretrainedMixin, nn.Module):
         check_image("pixel_values", pixel_values, config.num_channels)
         if self.training:
             check_batch_statistics("pixel_values", pixel_values, config.output_stride)
-        x = self.stem(pixel_values.to(self.stem.norm.weight.dtype))
+        x = self.stem(pixel_values.to(float_tensor(self.stem.conv).dtype))
         for block in (self.first_block, *self.blocks):
             x = recomputed_with_norms(config.gradient_checkpointing and self.training, block, x)
         features: Tensor = self.last(x)
@@ -151,5 +152,5 @@ class MobileNetV2(PretrainedMixin, nn.Module):
     def example_inputs(self, batch_size: int = 1) -> dict[str, Tensor]:
         """Return `pixel_values` (batch_size, num_channels, image_size, image_size) of normal noise."""
         config = self.config
-        image = example_image(config.num_channels, config.image_size, batch_size, self.stem.norm.weight)
+        image = example_image(config.num_channels, config.image_size, batch_size, float_tensor(self.stem.conv))
         return {"pixel_values": image}

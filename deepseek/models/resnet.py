@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deepseek.config import Config
 from deepseek.models.pretrained.mixin import PretrainedMixin
 from deepseek.nn.conv_norm import ConvNorm, ConvStyle, init_conv
+from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.image_input import check_batch_statistics, check_image, example_image
 from deepseek.nn.recompute_norm import recomputed_with_norms
 
@@ -152,7 +153,7 @@ class ResNet(PretrainedMixin, nn.Module):
         check_image("pixel_values", pixel_values, config.num_channels)
         if self.training:
             check_batch_statistics("pixel_values", pixel_values, config.stride)
-        x = self.stem(pixel_values.to(self.stem.norm.weight.dtype))
+        x = self.stem(pixel_values.to(float_tensor(self.stem.conv).dtype))
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         for stage in self.stages:
             for block in stage:  # type: ignore[attr-defined]
@@ -162,5 +163,5 @@ class ResNet(PretrainedMixin, nn.Module):
     def example_inputs(self, batch_size: int = 1) -> dict[str, Tensor]:
         """Return `pixel_values` (batch_size, num_channels, image_size, image_size) of normal noise."""
         config = self.config
-        image = example_image(config.num_channels, config.image_size, batch_size, self.stem.norm.weight)
+        image = example_image(config.num_channels, config.image_size, batch_size, float_tensor(self.stem.conv))
         return {"pixel_values": image}

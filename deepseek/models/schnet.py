@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from deepseek.config import Config
 from deepseek.errors import ModelError
 from deepseek.nn.checks import check_shape
+from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.pair_distances import check_cell, pair_vectors
 from deepseek.nn.radial_basis import GaussianBasis, cosine_cutoff, shifted_softplus
 from deepseek.nn.recompute import recomputed
@@ -128,7 +129,7 @@ class SchNet(nn.Module):
         numbers = torch.tensor([6, 1, 1, 1, 1, 0]).clamp_max(self.config.max_atomic_number)
         corners = torch.tensor([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1], [0, 0, 0]]) * 0.629
         positions = corners + 0.05 * torch.randn(batch_size, 6, 3, generator=generator)
-        weight = self.energy_out.weight
+        weight = float_tensor(self.energy_out)
         return {
             "atomic_numbers": numbers.repeat(batch_size, 1).to(weight.device),
             "positions": positions.to(weight),
@@ -136,7 +137,7 @@ class SchNet(nn.Module):
 
     def _pairs(self, present: Tensor, positions: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return all pairs' Gaussians (batch, atoms, atoms, images, num_radial), and how much each pair counts."""
-        weight = self.energy_out.weight
+        weight = float_tensor(self.energy_out)
         wide = torch.promote_types(positions.dtype, torch.float32)  # 16 bits are too coarse for places
         config = self.config
         vectors = pair_vectors(positions.to(wide), None if cell is None else cell.to(wide), config.image_shells)

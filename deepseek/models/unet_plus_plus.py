@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from deepseek.config import Config
 from deepseek.errors import ModelError
 from deepseek.nn.checks import check_shape
+from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.recompute_norm import recomputed_with_norms
 from deepseek.nn.unet_blocks import DoubleConv, Norm, convolution, cut_to, pad_to_multiple, step_down, step_up
 
@@ -186,7 +187,7 @@ class UNetPlusPlus(nn.Module):
 
     @property
     def _weight(self) -> Tensor:
-        return self.nodes["0_0"].get_parameter("conv1.weight")
+        return float_tensor(self.nodes["0_0"].get_submodule("conv1"))
 
     def example_inputs(self, batch_size: int = 1) -> dict[str, Tensor]:
         """Return `pixel_values` (batch_size, num_channels, *space), each side `image_size`."""

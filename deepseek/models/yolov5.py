@@ -21,6 +21,7 @@ from deepseek.errors import ModelError
 from deepseek.nn.boxes import cxcywh_to_xyxy
 from deepseek.nn.conv_norm import ConvNorm, init_conv
 from deepseek.nn.csp import CSP_STYLE, SPPF, CSPBlock
+from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.image_input import check_batch_statistics, check_image
 from deepseek.nn.recompute_norm import recomputed_with_norms
 
@@ -186,7 +187,7 @@ class YOLOv5(nn.Module):
         generator = torch.Generator().manual_seed(0)
         side = self.config.image_size
         pixels = torch.rand(batch_size, self.config.num_channels, side, side, generator=generator)
-        return {"pixel_values": pixels.to(self.stem.conv.weight)}
+        return {"pixel_values": pixels.to(float_tensor(self.stem.conv))}
 
 
 def _stage(inputs: int, outputs: int, depth: int) -> nn.Sequential:

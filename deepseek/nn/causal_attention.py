@@ -23,13 +23,11 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """Return (batch, time, d_model). With `cache`, this layer's keys and values are stored there as `layer`."""
-        batch, time, d_model = x.shape
-        heads = self.qkv(x).view(batch, time, 3, self.num_heads, d_model // self.num_heads)
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (batch, num_heads, time, head_dim)
         if cache is not None:
             key, value = cache.append(layer, key, value)
         dropout = self.dropout if self.training else 0.0
         y = attention(query, key, value, mask, causal=True, dropout=dropout)
-        y = y.transpose(1, 2).reshape(batch, time, d_model)
-        out: Tensor = self.out(y)
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.nn.dot_product_attention import attention
+from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.positions import relative_position_encoding
 
 
@@ -68,18 +69,17 @@ class RelativeSelfAttention(nn.Module):
 
     def start(self, batch_size: int) -> tuple[Tensor, ...]:
         """Return the state before the first frame."""
-        weight = self.out.weight
-        empty = weight.new_zeros(batch_size, self.num_heads, 0, weight.shape[0] // self.num_heads)
+        head_dim = self.out.in_features // self.num_heads
+        empty = float_tensor(self.out).new_zeros(batch_size, self.num_heads, 0, head_dim)
         return empty, empty
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        batch, time, d_model = x.shape
-        heads = self.qkv(x).view(batch, time, 3, self.num_heads, d_model // self.num_heads)
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (batch, num_heads, time, head_dim)
         return query, key, value
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: FrameContext) -> Tensor:
-        batch, _, time, head_dim = query.shape
+        head_dim = query.shape[3]
         position = self.position(context.positions).view(-1, self.num_heads, head_dim).permute(1, 2, 0)
         by_distance = (query + self.position_bias) @ position  # (batch, num_heads, time, key_time + time)
         bias = _align(by_distance, key.shape[2]) * head_dim**-0.5
@@ -87,7 +87,7 @@ class RelativeSelfAttention(nn.Module):
             bias = bias.masked_fill(~context.mask, torch.finfo(bias.dtype).min / 2)  # half: the sum stays finite
         dropout = self.dropout if self.training else 0.0
         y = attention(query + self.content_bias, key, value, bias, dropout=dropout)
-        out: Tensor = self.out(y.transpose(1, 2).reshape(batch, time, -1))
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
 
 

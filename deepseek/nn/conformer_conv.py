@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepseek.nn.dropout import dropout
+from deepseek.nn.float_tensor import float_tensor
 
 
 class ConformerConv(nn.Module):
@@ -47,7 +48,7 @@ class ConformerConv(nn.Module):
 
     def start(self, batch_size: int) -> Tensor:
         """Return the state before the first frame: (batch, d_model, kernel_size - 1) of zeros."""
-        return self.contract.weight.new_zeros(batch_size, self.contract.out_features, self.left)
+        return float_tensor(self.contract).new_zeros(batch_size, self.contract.in_features, self.left)
 
     def _gated(self, x: Tensor, valid: Tensor | None) -> Tensor:
         x = F.glu(self.expand(self.norm(x)))

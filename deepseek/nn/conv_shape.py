@@ -35,9 +35,7 @@ class ConvShape(NamedTuple):
             )
         stride, dilation = _pair(conv.stride), _pair(conv.dilation)
         padding = (rows_above, columns_left)
-        return cls(
-            conv.in_channels, conv.out_channels, _pair(conv.kernel_size), stride, padding, dilation, conv.groups
-        )
+        return cls(conv.in_channels, conv.out_channels, _pair(conv.kernel_size), stride, padding, dilation, conv.groups)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -61,7 +59,8 @@ class ConvShape(NamedTuple):
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution of `x` with a weight of `weight_shape` (or one that reshapes to it)."""
         kernel = weight.reshape(self.weight_shape)
-        return F.conv2d(x, kernel, bias, self.stride, self.padding, self.dilation, self.groups)
+        shift = None if bias is None else bias.to(x.dtype)
+        return F.conv2d(x, kernel, shift, self.stride, self.padding, self.dilation, self.groups)
 
     def describe(self) -> str:
         """Return the sizes as `extra_repr` shows them."""

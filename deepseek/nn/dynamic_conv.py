@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deepseek.nn.conformer_attention import FrameContext, RelativeSelfAttention
 from deepseek.nn.dropout import dropout
+from deepseek.nn.float_tensor import float_tensor
 
 
 class DynamicConv(nn.Module):
@@ -51,7 +52,7 @@ class DynamicConv(nn.Module):
 
     def start(self, batch_size: int) -> Tensor:
         """Return the state before the first frame: (batch, kernel_size - 1, d_model) of zeros."""
-        return self.out.weight.new_zeros(batch_size, self.left, self.out.out_features)
+        return float_tensor(self.out).new_zeros(batch_size, self.left, self.out.in_features)
 
     def _convolve(self, padded: Tensor, frames: Tensor) -> Tensor:
         batch, time, d_model = frames.shape

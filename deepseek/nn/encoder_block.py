@@ -29,11 +29,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return (batch, time, d_model). `mask`: as for `attention`; None: all see all."""
-        batch, time, d_model = x.shape
-        heads = self.qkv(x).view(batch, time, 3, self.num_heads, d_model // self.num_heads)
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (batch, num_heads, time, head_dim)
         y = attention(query, key, value, mask, dropout=self.dropout if self.training else 0.0)
-        out: Tensor = self.out(y.transpose(1, 2).reshape(batch, time, d_model))
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
 
 

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepseek.nn.float_tensor import float_tensor
+
 
 class GradientResetGate(nn.Module):
     """A gated memory over (batch, time, d_model), to be added to its input. Causal: it never looks ahead."""
@@ -51,8 +53,7 @@ class GradientResetGate(nn.Module):
 
     def start(self, batch_size: int) -> Tensor:
         """Return the state before the first frame: (batch, d_model) of zeros, float32."""
-        weight = self.out.weight
-        return torch.zeros(batch_size, weight.shape[1], device=weight.device)
+        return torch.zeros(batch_size, self.out.in_features, device=float_tensor(self.out).device)
 
 
 def gated_scan(keep: Tensor, new: Tensor, start: Tensor) -> Tensor:

@@ -34,26 +34,28 @@ class Int4Embedding(nn.Module):
         width = packed_size(self.embedding_dim, 4)
         self.register_buffer("weight", torch.zeros(self.num_embeddings, width, dtype=torch.uint8, device=device))
         self.register_buffer("scale", torch.ones(shape, device=device))
-        register_optional(self, "zero_point", None if symmetric else torch.zeros(shape, dtype=torch.uint8, device=device))
+        register_optional(
+            self, "zero_point", None if symmetric else torch.zeros(shape, dtype=torch.uint8, device=device)
+        )
 
     @classmethod
     def from_embedding(cls, table: nn.Embedding, group_size: int | None = None, symmetric: bool = True) -> Self:
         """Return a 4-bit copy of `table`, each weight rounded to the nearest level."""
         layer = cls(table, group_size, symmetric)
         layer.scale, layer.zero_point = choose_scales(table.weight, group_size, symmetric)
-        layer.weight = pack(round_to_levels(table.weight, layer.scale, layer.zero_point), 4)
+        layer.weight = pack(round_to_levels(table.weight, layer.scale, layer.zero_point, group_size), 4)
         return layer.train(table.training)
 
     def forward(self, ids: Tensor) -> Tensor:
         rows, scale = F.embedding(ids.flatten(), self.weight), F.embedding(ids.flatten(), self.scale)
         zero_point = None if self.zero_point is None else F.embedding(ids.flatten(), self.zero_point)
-        values = dequantize_levels(unpack(rows, 4, self.embedding_dim), scale, zero_point)
+        values = dequantize_levels(unpack(rows, 4, self.embedding_dim), scale, zero_point, self.group_size)
         return values.to(self.scale.dtype).reshape(*ids.shape, self.embedding_dim)
 
     def dequantized_weight(self) -> Tensor:
         """Return the fp32 table that the 4-bit one stands for."""
         levels = unpack(self.weight, 4, self.embedding_dim)
-        return dequantize_levels(levels, self.scale.to(torch.float32), self.zero_point)
+        return dequantize_levels(levels, self.scale.to(torch.float32), self.zero_point, self.group_size)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, group_size={self.group_size}, symmetric={self.symmetric}"
@@ -90,7 +92,7 @@ class Int4Conv2d(nn.Module):
         """Return a 4-bit copy of `conv`, each weight rounded to the nearest level."""
         layer, rows = cls(conv, group_size, symmetric), conv.weight.flatten(1)
         layer.scale, layer.zero_point = choose_scales(rows, group_size, symmetric)
-        layer.weight = pack(round_to_levels(rows, layer.scale, layer.zero_point), 4)
+        layer.weight = pack(round_to_levels(rows, layer.scale, layer.zero_point, group_size), 4)
         if conv.bias is not None:
             layer.bias = conv.bias.detach().to(torch.float32, copy=True)
         return layer.train(conv.training)
@@ -101,7 +103,7 @@ class Int4Conv2d(nn.Module):
     def dequantized_weight(self) -> Tensor:
         """Return the fp32 weight `(out_channels, in_channels / groups, rows, columns)` that the levels stand for."""
         levels = unpack(self.weight, 4, self.shape.weights_per_channel)
-        rows = dequantize_levels(levels, self.scale.to(torch.float32), self.zero_point)
+        rows = dequantize_levels(levels, self.scale.to(torch.float32), self.zero_point, self.group_size)
         return rows.reshape(self.shape.weight_shape)
 
     def extra_repr(self) -> str:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepseek.nn.int4_kernel import Int4Kernel
+from deepseek.nn.int4_kernel import Int4Kernel, product
 from deepseek.nn.int4_weights import choose_scales, dequantize_levels, group_count, round_to_levels
 from deepseek.nn.int8_linear import register_optional
 from deepseek.nn.packed_bits import pack, packed_size, unpack
@@ -53,7 +52,9 @@ class Int4Linear(nn.Module):
         width = packed_size(in_features, 4)
         self.register_buffer("weight", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
         self.register_buffer("scale", torch.ones(shape, device=device))
-        register_optional(self, "zero_point", None if symmetric else torch.zeros(shape, dtype=torch.uint8, device=device))
+        register_optional(
+            self, "zero_point", None if symmetric else torch.zeros(shape, dtype=torch.uint8, device=device)
+        )
         register_optional(self, "bias", torch.zeros(out_features, device=device) if bias else None)
         register_optional(self, "input_multiplier", torch.ones(in_features, device=device) if multiplied else None)
 
@@ -70,7 +71,7 @@ class Int4Linear(nn.Module):
     def from_linear(cls, linear: nn.Linear, group_size: int | None = None, symmetric: bool = True) -> Self:
         """Return a 4-bit copy of `linear`, each weight rounded to the nearest level."""
         scale, zero_point = choose_scales(linear.weight, group_size, symmetric)
-        levels = round_to_levels(linear.weight, scale, zero_point)
+        levels = round_to_levels(linear.weight, scale, zero_point, group_size)
         return cls.from_levels(linear, group_size, levels, scale, zero_point)
 
     @classmethod
@@ -97,14 +98,10 @@ class Int4Linear(nn.Module):
         return self.input_multiplier is not None
 
     def forward(self, x: Tensor) -> Tensor:
-        values = x if self.input_multiplier is None else x * self.input_multiplier.to(x.dtype)
-        traced = torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
-        if traced or x.device.type != "cpu" or not self._kernel.takes(self):
-            weight = self._stored_weight()
-            return F.linear(values.to(torch.float32), weight, self.bias).to(x.dtype)
-        y = self._kernel.multiply(self, values.reshape(-1, self.in_features))
-        y = y if self.bias is None else y + self.bias
-        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        rows = x.reshape(-1, self.in_features).to(torch.float32)
+        if self.input_multiplier is not None:
+            rows = rows * self.input_multiplier
+        return product(self, self._kernel, rows).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
     def levels(self) -> Tensor:
         """Return the levels 0..15 as uint8 `(out_features, in_features)`."""
@@ -112,11 +109,12 @@ class Int4Linear(nn.Module):
 
     def dequantized_weight(self) -> Tensor:
         """Return the fp32 weight `(out_features, in_features)` that acts on the layer's input."""
-        weight = self._stored_weight()
+        weight = self.stored_weight()
         return weight if self.input_multiplier is None else weight * self.input_multiplier
 
-    def _stored_weight(self) -> Tensor:
-        return dequantize_levels(self.levels(), self.scale.to(torch.float32), self.zero_point)
+    def stored_weight(self) -> Tensor:
+        """Return the fp32 weight that acts on the multiplied input."""
+        return dequantize_levels(self.levels(), self.scale.to(torch.float32), self.zero_point, self.group_size)
 
     def extra_repr(self) -> str:
         return (

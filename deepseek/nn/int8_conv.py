@@ -34,14 +34,14 @@ def conv_rows(weight: Tensor, groups: int, transposed: bool) -> Tensor:
     """
     if not transposed:
         return weight
-    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return torch.unflatten(weight, 0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def conv_weight(rows: Tensor, groups: int, transposed: bool) -> Tensor:
     """Undo `conv_rows`."""
     if not transposed:
         return rows
-    return rows.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+    return torch.unflatten(rows, 0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
 
 
 class Int8Conv(nn.Module):
@@ -117,7 +117,7 @@ class Int8Conv(nn.Module):
         rest = (1,) * len(self.kernel_size)
         if not self.transposed:
             return self.weight.to(torch.float32) * scale.reshape(-1, 1, *rest)
-        grouped = self.weight.to(torch.float32).unflatten(0, (self.groups, -1))
+        grouped = torch.unflatten(self.weight.to(torch.float32), 0, (self.groups, -1))
         return (grouped * scale.reshape(self.groups, 1, -1, *rest)).flatten(0, 1)
 
     def _convolve(self, values: Tensor) -> Tensor:

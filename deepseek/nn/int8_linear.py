@@ -1,8 +1,9 @@
 """A linear layer with an int8 weight: the arithmetic, not the choice of scales (that is `deepseek.quantization`).
 
-Weights are symmetric, one scale for each output channel. Activations are left alone (`weight_only`), quantized for
-each token when they arrive (`dynamic`), or with ranges found by calibration (`static`). Where the CPU multiplies int8
-exactly, `dynamic` and `static` do; elsewhere the same integers are multiplied in floating point.
+Weights are symmetric, one scale for each output channel (or for groups of a row, `weight_only`). Activations are left
+alone (`weight_only`), quantized for each token when they arrive (`dynamic`), or with ranges found by calibration
+(`static`). Where the CPU multiplies int8 exactly, `dynamic` and `static` do; elsewhere the same integers are multiplied
+in floating point.
 Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", arXiv:1712.05877.
 """
@@ -34,6 +35,29 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = values.reshape(values.shape[0], -1).abs().amax(dim=1).clamp_min(_TINY) / 127
     shape = (-1,) + (1,) * (values.dim() - 1)
     return torch.round(values / scale.reshape(shape)).to(torch.int8), scale
+
+
+def quantize_groups(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Quantize a float matrix `(rows, columns)` symmetrically, one scale for each `group_size` weights of a row.
+
+    Returns (int8 matrix, float32 scales `(rows, groups)`); the last group may be shorter.
+    """
+    values = weight.detach().to(torch.float32)
+    padded = torch.unflatten(F.pad(values, (0, -values.shape[1] % group_size)), 1, (-1, group_size))
+    scale = padded.abs().amax(dim=2).clamp_min(_TINY) / 127
+    return torch.round(values / spread_groups(scale, group_size, values.shape[1])).to(torch.int8), scale
+
+
+def quantize_tensor(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize a float tensor symmetrically with one scale. Returns as `quantize_rows` does, the scales all equal."""
+    values = weight.detach().to(torch.float32)
+    scale = values.abs().amax().clamp_min(_TINY) / 127
+    return torch.round(values / scale).to(torch.int8), scale.repeat(values.shape[0])
+
+
+def spread_groups(scale: Tensor, group_size: int, columns: int) -> Tensor:
+    """Return the scale of each weight, `(rows, columns)`, from that of each group, `(rows, groups)`."""
+    return scale.repeat_interleave(group_size, dim=1)[:, :columns]
 
 
 def quantize_tokens(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -93,9 +117,10 @@ def _bf16_is_fast() -> bool:
 class Int8Linear(nn.Module):
     """`nn.Linear` with an int8 weight. Input `(..., in_features)` fp32, bf16 or fp16; output of the same dtype.
 
-    State dict: `weight` int8 `(out_features, in_features)`, `scale` fp32 `(out_features,)`, `bias` fp32 if there is
-    one; `static` adds `input_scale` fp32 and `input_zero_point` fp32 (scalars), asymmetric modes `channel_sum` fp32
-    `(out_features,)`, the sum of each channel's weights, which undoes the zero point.
+    State dict: `weight` int8 `(out_features, in_features)`, `scale` fp32 `(out_features,)`, or `(out_features, groups)`
+    with a `group_size` (`weight_only`), `bias` fp32 if there is one; `static` adds `input_scale` fp32 and
+    `input_zero_point` fp32 (scalars), asymmetric modes `channel_sum` fp32 `(out_features,)`, the sum of each channel's
+    weights, which undoes the zero point.
 
     Rounding: integer products are exact, the rest is fp32. `weight_only` rounds fp32 activations to bf16 on CPUs where
     that is the fast path. Gradients reach the input straight-through, never the weight.
@@ -116,32 +141,43 @@ class Int8Linear(nn.Module):
         mode: Int8Mode = "dynamic",
         symmetric: bool = True,
         device: torch.device | str | None = None,
+        group_size: int | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.mode, self.symmetric = check_mode(mode), symmetric
+        self.mode, self.symmetric, self.group_size = check_mode(mode), symmetric, group_size
+        if group_size is not None and (mode != "weight_only" or group_size < 1):
+            raise ModelError("groups are for weight_only, with a positive size", found=f"{group_size} with {mode}")
         self._integer_product = integer_product_is_exact()  # asked here: a compiler can't trace the question
         self._fast_float = torch.bfloat16 if _bf16_is_fast() else torch.float32
         static = mode == "static"
         shifted = mode != "weight_only" and not symmetric
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8, device=device))
-        self.register_buffer("scale", torch.ones(out_features, device=device))
+        groups = () if group_size is None else (-(-in_features // group_size),)
+        self.register_buffer("scale", torch.ones(out_features, *groups, device=device))
         register_optional(self, "bias", torch.zeros(out_features, device=device) if bias else None)
         register_optional(self, "input_scale", torch.ones((), device=device) if static else None)
         register_optional(self, "input_zero_point", torch.zeros((), device=device) if static else None)
         register_optional(self, "channel_sum", torch.zeros(out_features, device=device) if shifted else None)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, mode: Int8Mode = "dynamic", symmetric: bool = True) -> Self:
+    def from_linear(
+        cls, linear: nn.Linear, mode: Int8Mode = "dynamic", symmetric: bool = True, group_size: int | None = None
+    ) -> Self:
         """Return an int8 copy of `linear`; a static copy still needs `set_input_range`."""
         bias = linear.bias is not None
-        layer = cls(linear.in_features, linear.out_features, bias, mode, symmetric, linear.weight.device)
-        layer.weight, layer.scale = quantize_rows(linear.weight)
+        layer = cls(linear.in_features, linear.out_features, bias, mode, symmetric, linear.weight.device, group_size)
+        rows = quantize_rows(linear.weight) if group_size is None else quantize_groups(linear.weight, group_size)
+        layer.set_weight(*rows)
         if linear.bias is not None:
             layer.bias = linear.bias.detach().to(torch.float32, copy=True)
-        if layer.channel_sum is not None:
-            layer.channel_sum = layer.weight.sum(dim=1, dtype=torch.float32)
         return layer.train(linear.training)
+
+    def set_weight(self, weight: Tensor, scale: Tensor) -> None:
+        """Take an int8 `weight` `(out_features, in_features)` and its scales."""
+        self.weight, self.scale = weight, scale
+        if self.channel_sum is not None:
+            self.channel_sum = weight.sum(dim=1, dtype=torch.float32)
 
     def set_input_range(self, scale: float, zero_point: int) -> None:
         """Set how a static layer quantizes its input. Raises ModelError in the other modes."""
@@ -162,7 +198,10 @@ class Int8Linear(nn.Module):
 
     def dequantized_weight(self) -> Tensor:
         """Return the fp32 weight that the int8 weight and its scales stand for."""
-        return self.weight.to(torch.float32) * self.scale.to(torch.float32).unsqueeze(1)
+        scale = self.scale.to(torch.float32)
+        if self.group_size is not None:
+            return self.weight.to(torch.float32) * spread_groups(scale, self.group_size, self.in_features)
+        return self.weight.to(torch.float32) * scale.unsqueeze(1)
 
     def _quantized_product(self, rows: Tensor) -> Tensor:
         integers, scale, zero_point = self._quantize_input(rows.to(torch.float32))
@@ -181,6 +220,10 @@ class Int8Linear(nn.Module):
         return integers, self.input_scale, None if self.symmetric else self.input_zero_point
 
     def _weight_only_product(self, rows: Tensor) -> Tensor:
+        if self.group_size is not None:
+            dtype = torch.float32 if torch.compiler.is_exporting() else self._fast_float
+            y = F.linear(rows.to(dtype), self.dequantized_weight().to(dtype)).to(torch.float32)
+            return y if self.bias is None else y + self.bias
         traced = torch.compiler.is_compiling()  # there one path for all row counts: torch's compiler lacks the kernel
         if not traced and self.in_features % _PACKED_MULTIPLE == 0 and rows.shape[0] <= _PACKED_ROWS:
             ones = torch.ones(self.out_features, dtype=torch.bfloat16)  # bf16 scales would cost 8 bits of precision
@@ -205,4 +248,5 @@ class Int8Linear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"mode={self.mode}, symmetric={self.symmetric}"
+            + ("" if self.group_size is None else f", group_size={self.group_size}")
         )

@@ -1,53 +1,100 @@
-"""The structure of a quantized model as plain values, and a model rebuilt from them.
+"""The kinds of quantized layers, the structure of a quantized model as plain values, and a model rebuilt from them.
 
-`int8_specs` reads which layers of a model are int8 and how; `swap_linears` gives a freshly built float model the same
-structure, ready for `load_state_dict`. Not here: the choice of layers and ranges (`deepseek.quantization`).
+`int8_specs` reads which layers of a model are quantized and how; `swap_linears` gives a freshly built float model the
+same structure, ready for `load_state_dict`. Not here: the choice of layers and ranges (`deepseek.quantization`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from deepseek.errors import ModelError, did_you_mean
-from deepseek.nn.int8_conv import Int8Conv2d
+from deepseek.nn.binary_layers import BinaryConv2d, BinaryLinear
+from deepseek.nn.int4_layers import Int4Conv2d, Int4Embedding
+from deepseek.nn.int4_linear import Int4Linear
+from deepseek.nn.int8_conv import INT8_CONVS, Int8Conv
 from deepseek.nn.int8_embedding import Int8Embedding
-from deepseek.nn.int8_linear import Int8Linear, check_mode
+from deepseek.nn.int8_linear import Int8Linear
+from deepseek.nn.ternary_layers import TernaryConv2d, TernaryLinear
 
-Int8Spec = dict[str, str | bool]
-"""`kind` (linear, embedding, conv2d), `mode`, `symmetric`, and `tied_to`, the layer whose weight it shares."""
+Int8Spec = dict[str, str | bool | int | None]
+"""`kind`, the settings of that kind, and `tied_to`, the layer whose weight it shares."""
 
-Int8Layer = Int8Linear | Int8Embedding | Int8Conv2d
+Int8Layer = Int8Linear | Int8Embedding | Int8Conv
 
-_KEYS = frozenset({"kind", "mode", "symmetric", "tied_to"})
+
+class LayerKind(NamedTuple):
+    """A kind of quantized layer: what it takes the place of and what has to be known to build it."""
+
+    layer: type[nn.Module]
+    replaces: type[nn.Module]
+    build: Callable[..., nn.Module]
+    """Called with the float layer and the settings by name; returns the empty layer."""
+    settings: Mapping[str, tuple[type, ...]] = {}
+    """Attribute of the layer, which is a keyword of `build` too -> the types of its values."""
+    weight: tuple[str, ...] = ("weight", "scale")
+    """The buffers that two layers of one table share."""
+
+
+def _int8_linear(
+    linear: nn.Linear, mode: Any = "dynamic", symmetric: bool = True, group_size: int | None = None
+) -> Int8Linear:
+    bias, device = linear.bias is not None, linear.weight.device
+    return Int8Linear(linear.in_features, linear.out_features, bias, mode, symmetric, device, group_size)
+
+
+def _int8_embedding(table: nn.Embedding) -> Int8Embedding:
+    return Int8Embedding(table.num_embeddings, table.embedding_dim, table.weight.device)
+
+
+_INT8 = {"mode": (str,), "symmetric": (bool,)}
+_INT4 = {"group_size": (int, type(None)), "symmetric": (bool,)}
+_INT4_WEIGHT = ("weight", "scale", "zero_point")
+
+KINDS: dict[str, LayerKind] = {
+    "linear": LayerKind(Int8Linear, nn.Linear, _int8_linear, {**_INT8, "group_size": (int, type(None))}),
+    "embedding": LayerKind(Int8Embedding, nn.Embedding, _int8_embedding),
+    **{form.kind: LayerKind(form, conv, form, _INT8) for conv, form in INT8_CONVS.items()},
+    "int4_linear": LayerKind(
+        Int4Linear, nn.Linear, Int4Linear.empty_like, {**_INT4, "multiplied": (bool,)}, _INT4_WEIGHT
+    ),
+    "int4_embedding": LayerKind(Int4Embedding, nn.Embedding, Int4Embedding, _INT4, _INT4_WEIGHT),
+    "int4_conv2d": LayerKind(Int4Conv2d, nn.Conv2d, Int4Conv2d, _INT4, _INT4_WEIGHT),
+    "ternary_linear": LayerKind(TernaryLinear, nn.Linear, TernaryLinear),
+    "ternary_conv2d": LayerKind(TernaryConv2d, nn.Conv2d, TernaryConv2d),
+    "binary_linear": LayerKind(BinaryLinear, nn.Linear, BinaryLinear, {"signed_input": (bool,)}),
+    "binary_conv2d": LayerKind(BinaryConv2d, nn.Conv2d, BinaryConv2d, {"signed_input": (bool,)}),
+}
+"""By the name under which bundles store them. Those without a number of bits in their name are int8."""
+
+_NAMES = {kind.layer: name for name, kind in KINDS.items()}
 
 
 def int8_specs(model: nn.Module) -> dict[str, Int8Spec]:
-    """Return the specs of all int8 layers of `model` by module name; empty for a float model."""
+    """Return the specs of all quantized layers of `model` by module name; empty for a float model."""
     specs: dict[str, Int8Spec] = {}
     first_owner: dict[int, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Int8Embedding):
-            specs[name] = {"kind": "embedding"}
-        elif isinstance(module, Int8Linear | Int8Conv2d):
-            kind = "linear" if isinstance(module, Int8Linear) else "conv2d"
-            specs[name] = {"kind": kind, "mode": module.mode, "symmetric": module.symmetric}
-        else:
+        kind = _NAMES.get(type(module))
+        if kind is None:
             continue
+        specs[name] = {"kind": kind, **{setting: getattr(module, setting) for setting in KINDS[kind].settings}}
         owner = first_owner.setdefault(id(module.weight), name)
         if owner != name:
             specs[name]["tied_to"] = owner
     return specs
 
 
-def swap_linears(model: nn.Module, specs: Mapping[str, Mapping[str, str | bool]]) -> None:
-    """Replace the layers named in `specs` by empty int8 layers of their shapes, in place; the rest is frozen.
+def swap_linears(model: nn.Module, specs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replace the layers named in `specs` by empty quantized layers of their shapes, in place; the rest is frozen.
 
-    Frozen, because an int8 model is for inference: a gradient anywhere would keep the integer kernels unused.
+    Frozen, because a quantized model is for inference: a gradient anywhere would keep the integer kernels unused.
     Raises ModelError for a name the model lacks, a layer of another kind, or a spec that says something unknown.
     """
-    swapped: dict[int, Int8Layer] = {}
+    swapped: dict[int, nn.Module] = {}
     for name, spec in specs.items():
         old = get_layer(model, name)
         new = swapped.get(id(old))
@@ -62,11 +109,19 @@ def swap_linears(model: nn.Module, specs: Mapping[str, Mapping[str, str | bool]]
 
 
 def tie(layer: nn.Module, owner: nn.Module, name: str) -> None:
-    """Let `layer` use the int8 weight and scales of `owner`. Raises ModelError where they can't be shared."""
-    kinds = Int8Linear | Int8Embedding | Int8Conv2d
-    if not isinstance(layer, kinds) or not isinstance(owner, kinds) or layer.weight.shape != owner.weight.shape:
-        raise ModelError(f"layer '{name}' can't share that weight", wanted="two int8 layers of one shape")
-    layer.weight, layer.scale = owner.weight, owner.scale
+    """Let `layer` use the quantized weight and scales of `owner`. Raises ModelError where they can't be shared."""
+    kinds = [_NAMES.get(type(module)) for module in (layer, owner)]
+    buffers = [KINDS[kind].weight for kind in kinds if kind is not None]
+    shapes = [_shapes(module, buffers[0]) for module in (layer, owner)] if len(buffers) == 2 else []
+    if len(shapes) != 2 or buffers[0] != buffers[1] or shapes[0] != shapes[1]:
+        raise ModelError(
+            f"layer '{name}' can't share that weight", wanted="two quantized layers of one shape and one number of bits"
+        )
+    for buffer in buffers[0]:
+        setattr(layer, buffer, getattr(owner, buffer))
+    if getattr(layer, "input_multiplier", None) is not None:  # it belonged to the layer's own weight
+        del layer.input_multiplier
+        setattr(layer, "input_multiplier", None)  # noqa: B010  # a buffer set to None would miscount exported ones
 
 
 def get_layer(model: nn.Module, name: str) -> nn.Module:
@@ -86,20 +141,24 @@ def set_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
         parent.activation_relu_or_gelu = 0  # the fused kernel takes linear1.weight itself; 0 means "not for me"
 
 
-def _empty(name: str, old: nn.Module, spec: Mapping[str, str | bool]) -> Int8Layer:
-    kind, mode, symmetric = spec.get("kind"), check_mode(str(spec.get("mode", "dynamic"))), spec.get("symmetric", True)
-    unknown = sorted(set(spec) - _KEYS)
-    if unknown or not isinstance(symmetric, bool):
-        raise ModelError(f"the int8 spec of layer '{name}' is wrong", found=dict(spec), wanted=f"keys {sorted(_KEYS)}")
-    if kind == "linear" and isinstance(old, nn.Linear):
-        bias = old.bias is not None
-        layer = Int8Linear(old.in_features, old.out_features, bias, mode, symmetric, old.weight.device)
-        return layer.train(old.training)
-    if kind == "embedding" and isinstance(old, nn.Embedding):
-        embedding = Int8Embedding(old.num_embeddings, old.embedding_dim, old.weight.device)
-        return embedding.train(old.training)
-    if kind == "conv2d" and isinstance(old, nn.Conv2d):
-        return Int8Conv2d(old, mode, symmetric).train(old.training)
-    raise ModelError(
-        f"layer '{name}' can't become int8 '{kind}'", found=type(old).__name__, wanted="the kind of its spec"
-    )
+def _shapes(module: nn.Module, buffers: tuple[str, ...]) -> list[tuple[Any, ...]]:
+    tensors = [getattr(module, name) for name in buffers]
+    return [() if tensor is None else (tensor.shape, tensor.dtype) for tensor in tensors]
+
+
+def _empty(name: str, old: nn.Module, spec: Mapping[str, Any]) -> nn.Module:
+    kind = KINDS.get(str(spec.get("kind")))
+    if kind is None:
+        known = did_you_mean(str(spec.get("kind")), KINDS)
+        raise ModelError(f"unknown kind of quantized layer for '{name}'", found=repr(spec.get("kind")), fix=known)
+    settings = {key: value for key, value in spec.items() if key not in {"kind", "tied_to"}}
+    if any(type(value) not in kind.settings.get(key, ()) for key, value in settings.items()):
+        wanted = f"the keys {sorted({'kind', 'tied_to', *kind.settings})}"
+        raise ModelError(f"the spec of layer '{name}' is wrong", found=dict(spec), wanted=wanted)
+    if not isinstance(old, kind.replaces):
+        raise ModelError(
+            f"layer '{name}' can't become quantized '{spec['kind']}'",
+            found=type(old).__name__,
+            wanted=kind.replaces.__name__,
+        )
+    return kind.build(old, **settings).train(old.training)

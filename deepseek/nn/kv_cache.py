@@ -36,14 +36,16 @@ class KVCache:
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store (batch, num_heads, time, head_dim) after what is there; return all of the layer's keys and values.
 
+        A pruned layer may have fewer heads than the cache.
         Raises ModelError when the text would outgrow the capacity.
         """
         end = self.length + key.shape[2]
         if end > self.capacity:
             raise ModelError("the text outgrows its cache", found=f"{end} tokens", wanted=f"at most {self.capacity}")
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        keys, values = self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        heads = slice(None) if key.shape[1] == self.keys.shape[2] else slice(key.shape[1])
+        self.keys[layer, :, heads, self.length : end] = key
+        self.values[layer, :, heads, self.length : end] = value
+        keys, values = self.keys[layer, :, heads, :end], self.values[layer, :, heads, :end]
         return keys.to(key.dtype), values.to(value.dtype)
 
     def advance(self, time: int) -> None:

@@ -43,7 +43,7 @@ class LSTMLayer(nn.Module):
 
         `starts` (batch, time) of bool: steps before which the state is set to zero, step by step and so slowly.
         """
-        if starts is None and type(self.input) is nn.Linear and type(self.recurrent) is nn.Linear:
+        if starts is None and _plain(self.input) and _plain(self.recurrent):
             return self._fused(x, state)
         (hidden, cell), gates, outputs = state, self.input(x), []
         for step in range(x.shape[1]):
@@ -62,3 +62,8 @@ class LSTMLayer(nn.Module):
         # has_biases, num_layers, dropout, train, bidirectional, batch_first
         y, hidden, cell = torch.lstm(x, states, weights, True, 1, 0.0, self.training, False, True)
         return y, (hidden[0], cell[0])
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Return whether the layer's weights say all: it is no other kind, and nobody watches it being called."""
+    return type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks

@@ -26,16 +26,20 @@ def pack(values: Tensor, bits: int) -> Tensor:
     """Return uint8 `(..., packed_size(n, bits))` of `values` uint8 `(..., n)`, each below `2 ** bits`."""
     size, each = packed_size(values.shape[-1], bits), 8 // bits
     padded = torch.nn.functional.pad(values, (0, size * each - values.shape[-1]))
-    parts = padded.unflatten(-1, (size, each)) << _shifts(values.device, bits)
+    parts = padded.reshape(*values.shape[:-1], size, each) << _shifts(values.device, bits)
     return parts.sum(dim=-1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """Return the `count` values of the last dimension as uint8 `(..., count)`: what `pack` was given."""
-    mask = 2**bits - 1
-    parts = torch.stack([(packed >> shift) & mask for shift in range(0, 8, bits)], dim=-1)
-    return parts.flatten(-2)[..., :count]
+    shifts, levels = range(0, 8, bits), 2**bits
+    if torch.compiler.is_exporting():  # shifts of bytes have no ONNX form that its checker takes
+        parts = [torch.div(packed, 2**shift, rounding_mode="floor") % levels for shift in shifts]
+    else:
+        parts = [(packed >> shift) & (levels - 1) for shift in shifts]
+    values: Tensor = torch.stack(parts, dim=-1).flatten(-2)[..., :count]
+    return values
 
 
 def _shifts(device: torch.device, bits: int) -> Tensor:
-    return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)
+    return torch.tensor(range(0, 8, bits), dtype=torch.uint8, device=device)

@@ -38,7 +38,6 @@ class RelativeAttention(nn.Module):
         key_time - 1 down to 0. `mask` (time, key_time): boolean, True where a token may look; what comes after the
         token must be False, as there are no sinusoids for it.
         """
-        batch, time, d_model = x.shape
         query, key, value = self._heads(self.query(x)), self._heads(self.key(context)), self._heads(self.value(context))
         distance = self._heads(self.position(encoding)[None])
         scale = query.shape[-1] ** -0.5
@@ -48,12 +47,11 @@ class RelativeAttention(nn.Module):
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         dropout = self.dropout if self.training else 0.0
         y = attention(by_content, key, value, scores, dropout=dropout, scale=scale)
-        out: Tensor = self.out(y.transpose(1, 2).reshape(batch, time, d_model))
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        batch, time, d_model = x.shape
-        return x.view(batch, time, self.num_heads, d_model // self.num_heads).transpose(1, 2)
+        return torch.unflatten(x, -1, (self.num_heads, -1)).transpose(1, 2)
 
 
 def relative_shift(scores: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a model has that its template's config does not tell: pruned sizes, folded norms.
+"""What a model has that its template's config does not tell: pruned sizes, folded norms, scaled inputs.
 
 A bundle writes `describe_structure(model)` beside the weights and calls `apply_structure` on the template it builds,
 before the weights are filled in. A kind of change is a module with `describe(model) -> dict` (plain values, empty for a
@@ -15,7 +15,12 @@ from torch import nn
 
 from deepseek.errors import ModelError, did_you_mean
 
-_CHANGES: dict[str, str] = {}
+_CHANGES: dict[str, str] = {
+    "pruned": "deepseek.nn.pruned_layers",
+    "folded": "deepseek.nn.fold_norm",
+    "smoothed": "deepseek.nn.smoothed",
+    "fake_quantized": "deepseek.nn.fake_quant.structure",
+}
 """Kind of change -> its module."""
 
 

@@ -95,8 +95,8 @@ class WindowAttention(nn.Module):
         return x[:, :height, :width]
 
     def _attend(self, x: Tensor, layout: WindowLayout, shifted: bool) -> Tensor:
-        batch, windows, tokens, channels = x.shape
-        heads = self.qkv(x).view(batch, windows, tokens, 3, self.num_heads, channels // self.num_heads)
+        batch, windows, tokens = x.shape[:3]
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         # windows and heads together are one dimension: the mask is then the same for every image of the batch
         query, key, value = heads.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
         bias = self.bias_table[layout.bias_index].permute(2, 0, 1)[None]  # (1, num_heads, tokens, tokens)
@@ -105,6 +105,6 @@ class WindowAttention(nn.Module):
             bias = bias.masked_fill(~layout.neighbours[:, None], torch.finfo(bias.dtype).min)
         dropout = self.dropout if self.training else 0.0
         y = attention(query, key, value, bias.flatten(0, 1)[None], dropout=dropout)
-        y = y.view(batch, windows, self.num_heads, tokens, -1).transpose(2, 3).reshape(batch, windows, tokens, channels)
+        y = y.view(batch, windows, self.num_heads, tokens, -1).transpose(2, 3).flatten(3)
         out: Tensor = self.out(y)
         return out

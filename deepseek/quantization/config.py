@@ -73,7 +73,8 @@ class QuantConfig(Config):
     (signs, with binary weights). Unset: what `method` needs."""
 
     quant_scheme: Scheme = "symmetric"
-    """Range of quantized activations: around zero, or from their smallest to their largest. Weights are symmetric."""
+    """Range of quantized activations: around zero, or from their smallest to their largest. Int8 weights are always
+    symmetric; int4 weights have no other range, so it is theirs."""
 
     method: Method | None = None
     """`dynamic` (ranges for each token at run time), `static` (calibrated once), `weight_only` (float activations) or
@@ -82,7 +83,7 @@ class QuantConfig(Config):
 
     calibration: Calibration = "mse"
     """How `static` picks a range from what it saw: all of it, a moving average of each batch's ends, all but 0.01 %,
-    least squared error, least Kullback-Leibler divergence, or `best`: for each layer the one whose output is nearest."""
+    least squared error, least Kullback-Leibler divergence, or `best`: for each layer what leaves its output nearest."""
 
     granularity: Granularity = "per_channel"
     """How many weights share a scale: an output channel, the whole tensor, or `group_size` weights of a row
@@ -165,20 +166,20 @@ class QuantConfig(Config):
 
         Where it changes the bits, settings that only suit the other bits fall back to their defaults.
         """
-        changes: dict[str, Any] = {}
-        for pattern, settings in self.layers.items():
-            if pattern == name or fnmatch.fnmatchcase(name, pattern):
-                changes |= settings.given()
-        if not changes:
-            return self
         values = {field: getattr(self, field) for field in self.model_fields_set - {"layers"}}
-        if changes.get("weight_bits", self.weight_bits) != self.weight_bits:
-            for field in ("method", "activation_bits", "granularity", "algorithm"):
-                values.pop(field, None)
-        elif {"method", "activation_bits"} & set(changes):
-            for field in ("method", "activation_bits"):
-                values.pop(field, None)
-        return QuantConfig(**{**values, **changes})
+        found = [
+            s.given() for pattern, s in self.layers.items() if fnmatch.fnmatchcase(name, pattern) or pattern == name
+        ]
+        if not found:
+            return self
+        for changes in found:
+            dropped: set[str] = set()
+            if changes.get("weight_bits", values.get("weight_bits", 8)) != values.get("weight_bits", 8):
+                dropped = {"method", "activation_bits", "granularity", "algorithm"}
+            elif {"method", "activation_bits"} & set(changes):
+                dropped = {"method", "activation_bits"}
+            values = {field: value for field, value in values.items() if field not in dropped} | changes
+        return QuantConfig(**values)
 
     def without_effect(self) -> list[str]:
         """Return the settings that were given but that the others leave without effect."""
@@ -186,13 +187,12 @@ class QuantConfig(Config):
         if self.weight_bits == 16:
             return sorted(given)
         idle: set[str] = set()
-        modes = {self.mode, *(self.for_layer(pattern).mode for pattern in self.layers)}
-        grains = {self.granularity, *(self.for_layer(pattern).granularity for pattern in self.layers)}
-        if "static" not in modes:
+        configs = [self, *(self.for_layer(pattern) for pattern in self.layers)]
+        if all(config.mode != "static" for config in configs):
             idle |= {"calibration", "fold_norms"}
-        if modes == {"weight_only"}:
+        if all(config.mode == "weight_only" and config.weight_bits != 4 for config in configs):
             idle |= {"quant_scheme"}
-        if "per_group" not in grains:
+        if all(config.granularity != "per_group" for config in configs):
             idle |= {"group_size"}
         return sorted(given & idle)
 
@@ -209,6 +209,12 @@ class QuantConfig(Config):
         if self.weight_bits < 8:
             return "weight_only"
         return self.method or ("dynamic" if self.activation_bits in (None, 8) else "weight_only")
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the model has to be run on examples: for ranges, or for how weights are rounded."""
+        configs = [self, *(self.for_layer(pattern) for pattern in self.layers)]
+        return any(one.mode == "static" or one.algorithm != "rtn" or one.bias_correction for one in configs)
 
     @property
     def symmetric(self) -> bool:

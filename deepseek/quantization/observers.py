@@ -15,12 +15,26 @@ from deepseek.errors import QuantizationError
 
 BINS = 4096
 _CHUNK = 1 << 20  # torch.histc counts in fp32: exact up to 2**24
+_SLOWEST = 0.01  # the share of a new batch in the moving average, once there were enough of them
+
+
+def check_finite(name: str, low: float, high: float) -> None:
+    """Raise QuantizationError if a layer's smallest or largest input is NaN or infinite."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise QuantizationError(
+            f"the input of layer '{name}' is not finite during calibration",
+            found=f"smallest {low}, largest {high}",
+            wanted="finite numbers",
+            fix="check the calibration data and the model in floating point first",
+        )
 
 
 class Histogram:
     """Counts of seen values in BINS equal bins over [-limit, limit], with the exact smallest and largest.
 
     A value beyond the limit doubles it, which merges bins in pairs around zero: no count is lost or moved.
+    `average_low` and `average_high` are moving averages of each batch's smallest and largest: the mean of the first
+    hundred batches, from then on one hundredth of each new one.
     """
 
     def __init__(self, name: str) -> None:
@@ -28,6 +42,8 @@ class Histogram:
         self.counts = torch.zeros(BINS, dtype=torch.float64)
         self.limit = 0.0
         self.low, self.high = math.inf, -math.inf
+        self.average_low, self.average_high = 0.0, 0.0
+        self._batches = 0
 
     def observe(self, x: Tensor) -> None:
         """Count the values of a float tensor of any shape. Raises QuantizationError if one is not finite."""
@@ -35,13 +51,12 @@ class Histogram:
         if not values.numel():
             return
         low, high = (float(edge) for edge in values.aminmax())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise QuantizationError(
-                f"the input of layer '{self.name}' is not finite during calibration",
-                found=f"smallest {low}, largest {high}",
-                fix="check the calibration data and the model in floating point first",
-            )
+        check_finite(self.name, low, high)
         self.low, self.high = min(self.low, low), max(self.high, high)
+        self._batches += 1
+        share = max(1 / self._batches, _SLOWEST)
+        self.average_low += share * (low - self.average_low)
+        self.average_high += share * (high - self.average_high)
         self._reach(max(-low, high))
         for chunk in torch.split(values, _CHUNK):
             self.counts += torch.histc(chunk, BINS, -self.limit, self.limit)

@@ -1,43 +1,47 @@
 """`quantize_model`: a float model in, a quantized copy out. The original is never changed.
 
-Not here: which layers (`plan.py`), what ranges (`ranges.py`), the arithmetic (`deepseek.nn.int8_linear`).
+Not here: which layers (`plan.py`), one layer's integers (`layers.py`), what ranges (`ranges.py`), the arithmetic
+(`deepseek.nn.int8_linear`).
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from deepseek.errors import DeepSeekError, QuantizationError
-from deepseek.nn.int8_conv import Int8Conv2d
-from deepseek.nn.int8_embedding import Int8Embedding
-from deepseek.nn.int8_linear import Int8Linear
-from deepseek.nn.int8_swap import Int8Layer, int8_specs, set_layer, tie
+from deepseek.nn.fold_norm import fold_norms
+from deepseek.nn.int8_swap import int8_specs, set_layer, tie
+from deepseek.quantization.bias_correction import correct_biases
 from deepseek.quantization.calibrate import (
     Batch,
     CalibrationData,
     calibration_batches,
     call_model,
-    first_and_all,
-    observe_inputs,
+    model_arguments,
     output_ratios,
+    sample_and_all,
 )
 from deepseek.quantization.config import QuantConfig
+from deepseek.quantization.layers import quantized_layers
 from deepseek.quantization.plan import Plan, plan_layers, unused_patterns
-from deepseek.quantization.ranges import find_range, scale_and_zero_point
 from deepseek.quantization.report import LayerReport, QuantReport, sqnr_db, tensor_bytes
+from deepseek.quantization.smooth import smooth_linears
 
 
 def quantize_model(
     model: nn.Module, config: QuantConfig | None = None, calibration_data: CalibrationData | None = None
 ) -> nn.Module:
-    """Return a quantized copy of `model` in eval mode, for inference.
+    """Return a quantized copy of `model` in eval mode, for inference; with method `qat`, a copy to train.
 
-    `calibration_data` (static only): an iterable of batches, each a tensor, a dict of tensors or a tuple of arguments;
-    without it the model's `example_inputs` serve, with a warning. Warns if no layer could be quantized.
+    `calibration_data` (for static ranges, and roundings that look at inputs): an iterable of batches, each a tensor, a
+    dict of tensors or a tuple of arguments; without it the model's `example_inputs` serve, with a warning. It is gone
+    through once, and not kept but for the first few batches. Warns if no layer could be quantized.
     Raises QuantizationError if the model is quantized already, calibration is impossible, or the copy does not run.
     """
     return _quantize(model, config or QuantConfig(), calibration_data)[0]
@@ -57,80 +61,111 @@ def _quantize(
     if quantized_already:
         raise QuantizationError(
             "the model is quantized already",
-            found=f"int8 layer '{next(iter(quantized_already))}'",
+            found=f"quantized layer '{next(iter(quantized_already))}'",
             fix="quantize the original",
         )
-    if calibration_data is not None and (config.weight_bits == 16 or config.mode != "static"):
-        warnings.warn("calibration_data has no effect: only method='static' needs it", stacklevel=3)
+    if config.method == "qat":
+        return _prepared(model, config, calibration_data)
+    if calibration_data is not None and not config.needs_data:
+        warnings.warn(
+            "calibration_data has no effect: only method='static' and data-driven rounding need it", stacklevel=3
+        )
     for name in config.without_effect():
         warnings.warn(f"the setting '{name}' has no effect with {config.describe()}", stacklevel=3)
-    result = copy.deepcopy(model).eval().requires_grad_(False)
+    result = _light_copy(model).eval()
     if config.weight_bits == 16:
         result = result.to(torch.bfloat16)
-        return result, QuantReport(tensor_bytes(model), tensor_bytes(result), (), {})
-    plan = plan_layers(result, config)
-    for pattern in unused_patterns(result, config):
-        warnings.warn(f"skip pattern '{pattern}' matches no layer with weights; it has no effect", stacklevel=3)
-    static = config.mode == "static"
-    data = calibration_data if static else None
-    first, batches = first_and_all(calibration_batches(result, data, needed=static and bool(plan.kinds)))
-    if static and plan.kinds:
-        plan, layers = _calibrated_layers(result, plan, config, batches)
+        report = QuantReport(tensor_bytes(model), tensor_bytes(result), (), {})
     else:
-        layers = {name: _int8_layer(result.get_submodule(name), config) for name in plan.kinds}
-    ratios = {} if first is None else output_ratios(result, layers, first)
-    report_layers = tuple(
-        _layer_report(name, result.get_submodule(name), layer, ratios.get(name)) for name, layer in layers.items()
+        report = _quantize_layers(result, config, calibration_data, tensor_bytes(model))
+    _own_weights(result, model)
+    return result, report
+
+
+def _quantize_layers(
+    model: nn.Module, config: QuantConfig, calibration_data: CalibrationData | None, bytes_before: int
+) -> QuantReport:
+    """Quantize the layers of `model` in place."""
+    plan = plan_layers(model, config)
+    for pattern in unused_patterns(model, config):
+        warnings.warn(f"the pattern '{pattern}' matches no layer with weights; it has no effect", stacklevel=4)
+    needed = config.needs_data and bool(plan.kinds)
+    data = calibration_data if config.needs_data else None
+    sample, batches = _sample(calibration_batches(model, data, needed=needed), needed)
+    folded = _folded(model, config, plan, sample)
+    plan, smoothed = _smoothed(model, plan, sample)
+    layers, plan, calibrated = quantized_layers(model, plan, sample, batches)
+    corrected = {name: layer for name, layer in layers.items() if plan.configs[name].bias_correction}
+    if corrected:
+        correct_biases(model, corrected, sample)
+    ratios = output_ratios(model, layers, sample[0]) if sample and layers else {}
+    reports = tuple(
+        _layer_report(model.get_submodule(name), layer, plan, name, ratios.get(name), calibrated.get(name))
+        for name, layer in layers.items()
     )
-    _install(result, layers, plan)
+    _install(model, layers, plan)
     if not layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(plan.skipped.items())[:5])
         warnings.warn(
-            f"nothing was quantized ({reasons or 'the model has no layer with a weight matrix'})", stacklevel=3
+            f"nothing was quantized ({reasons or 'the model has no layer with a weight matrix'})", stacklevel=4
         )
-    elif first is not None:
-        _check_runs(result, first)
-    return result, QuantReport(tensor_bytes(model), tensor_bytes(result), report_layers, plan.skipped)
+    elif sample:
+        _check_runs(model, sample[0])
+    return QuantReport(bytes_before, tensor_bytes(model), reports, plan.skipped, tuple(folded), tuple(smoothed))
 
 
-def _int8_layer(layer: nn.Module, config: QuantConfig) -> Int8Layer:
-    if isinstance(layer, nn.Embedding):
-        return Int8Embedding.from_embedding(layer)
-    if isinstance(layer, nn.Conv2d):
-        return Int8Conv2d.from_conv(layer, config.mode, config.symmetric)
-    if isinstance(layer, nn.Linear):
-        return Int8Linear.from_linear(layer, config.mode, config.symmetric)
-    raise QuantizationError("no int8 form", found=type(layer).__name__, wanted="Linear, Embedding or Conv2d")
+def _sample(batches: Iterator[Batch], needed: bool) -> tuple[list[Batch], Iterator[Batch]]:
+    if needed:
+        return sample_and_all(batches)
+    sample = list(itertools.islice(batches, 1))
+    return sample, iter(sample)
 
 
-def _calibrated_layers(
-    model: nn.Module, plan: Plan, config: QuantConfig, batches: CalibrationData
-) -> tuple[Plan, dict[str, Int8Layer]]:
-    """Return static layers, and the plan without those that calibration never reached."""
-    watched = [name for name, kind in plan.kinds.items() if kind != "embedding"]
-    histograms = observe_inputs(model, watched, batches)
-    unreached = [name for name, histogram in histograms.items() if not histogram.seen]
-    if unreached:
-        warnings.warn(f"calibration never reached {', '.join(unreached)}: left in floating point", stacklevel=4)
-        plan = plan_layers(model, config, dict.fromkeys(unreached, "calibration never reached it"))
-    layers: dict[str, Int8Layer] = {}
-    for name in plan.kinds:
-        layers[name] = layer = _int8_layer(model.get_submodule(name), config)
-        if not isinstance(layer, Int8Embedding):
-            low, high = find_range(histograms[name], config.calibration, config.symmetric)
-            layer.set_input_range(*scale_and_zero_point(low, high, config.symmetric))
-    return plan, layers
+def _folded(model: nn.Module, config: QuantConfig, plan: Plan, sample: Sequence[Batch]) -> list[str]:
+    if not sample or not config.fold_norms or "static" not in plan.modes():
+        return []
+    args, kwargs = model_arguments(model, sample[0])
+    try:
+        return fold_norms(model, kwargs or args)
+    except DeepSeekError:
+        raise
+    except Exception:  # a batch that does not fit: calibration says where and how
+        return []
 
 
-def _layer_report(name: str, before: nn.Module, after: Int8Layer, output_db: float | None) -> LayerReport:
-    mode = "weight_only" if isinstance(after, Int8Embedding) else after.mode
-    kind = type(before).__name__.lower()
-    weight_db = sqnr_db(before.get_parameter("weight"), after.dequantized_weight())
-    return LayerReport(name, kind, mode, tensor_bytes(before), tensor_bytes(after), weight_db, output_db)
+def _smoothed(model: nn.Module, plan: Plan, sample: Sequence[Batch]) -> tuple[Plan, list[str]]:
+    shared = {*plan.tied, *plan.tied.values()}
+    chosen = {
+        name: config
+        for name, config in plan.configs.items()
+        if config.algorithm == "smoothquant" and plan.kinds[name] == "linear" and name not in shared
+    }
+    if not chosen:
+        return plan, []
+    renamed = smooth_linears(model, chosen, sample)
+    return plan.renamed(renamed), list(renamed.values())
 
 
-def _install(model: nn.Module, layers: dict[str, Int8Layer], plan: Plan) -> None:
-    by_original: dict[int, Int8Layer] = {}  # one module under two names stays one module
+def _layer_report(
+    before: nn.Module, after: nn.Module, plan: Plan, name: str, output_db: float | None, calibration: str | None
+) -> LayerReport:
+    dequantized = getattr(after, "dequantized_weight", None)
+    weight_db = sqnr_db(before.get_parameter("weight"), dequantized()) if dequantized is not None else 0.0
+    return LayerReport(
+        name,
+        type(before).__name__.lower(),
+        getattr(after, "mode", "weight_only"),
+        tensor_bytes(before),
+        tensor_bytes(after),
+        weight_db,
+        output_db,
+        plan.configs[name].weight_bits,
+        calibration,
+    )
+
+
+def _install(model: nn.Module, layers: dict[str, nn.Module], plan: Plan) -> None:
+    by_original: dict[int, nn.Module] = {}  # one module under two names stays one module
     for name, layer in layers.items():
         set_layer(model, name, by_original.setdefault(id(model.get_submodule(name)), layer))
     for name, owner in plan.tied.items():
@@ -149,3 +184,26 @@ def _check_runs(model: nn.Module, batch: Batch) -> None:
             found=f"{type(error).__name__}: {error}",
             fix="name that layer in `skip`",
         ) from error
+
+
+def _light_copy(model: nn.Module) -> nn.Module:
+    """Return a copy with parameters of its own that still share the original's memory: most will be replaced."""
+    memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
+def _own_weights(copied: nn.Module, original: nn.Module) -> None:
+    """Give the parameters that still lie in the original's memory a memory of their own."""
+    theirs = {parameter.data_ptr() for parameter in original.parameters()}
+    for parameter in copied.parameters():
+        if parameter.data_ptr() in theirs:
+            parameter.data = parameter.data.clone()
+
+
+def _prepared(
+    model: nn.Module, config: QuantConfig, calibration_data: CalibrationData | None
+) -> tuple[nn.Module, QuantReport]:
+    from deepseek.quantization.qat import prepare_qat
+
+    prepared = prepare_qat(model, config, calibration_data=calibration_data)
+    return prepared, QuantReport(tensor_bytes(model), tensor_bytes(prepared), (), {})

@@ -38,7 +38,8 @@ class Quantizer:
     ) -> nn.Module:
         """Quantize weights and activations to int8 with calibrated ranges; return the quantized model.
 
-        Without `calibration_data` the model's `example_inputs` serve, with a warning. Raises as `quantize_model` does.
+        Batch norms are folded into the layer before them first. Without `calibration_data` the model's
+        `example_inputs` serve, with a warning. Raises as `quantize_model` does.
         """
         return self._apply(config or QuantConfig(method="static", calibration="kl"), calibration_data)
 
@@ -46,10 +47,15 @@ class Quantizer:
         """Quantize weights to int8, activations to int8 for each token as it arrives; return the quantized model."""
         return self._apply(config or QuantConfig(method="dynamic"), None)
 
+    def apply(self, config: QuantConfig, calibration_data: CalibrationData | None = None) -> nn.Module:
+        """Quantize as `config` says; return the quantized model. Raises as `quantize_model` does."""
+        return self._apply(config, calibration_data)
+
     def save(self, path: str | Path) -> Path:
         """Write the quantized model as a bundle, or as one file if `path` ends in `.pt`.
 
-        Raises QuantizationError if nothing was quantized yet, BundleError or StorageError if it can't be written.
+        What was there stays whole until the new one is. Raises QuantizationError if nothing was quantized yet,
+        BundleError or StorageError if it can't be written.
         """
         if self.report is None:
             raise QuantizationError(
@@ -57,11 +63,15 @@ class Quantizer:
             )
         if self._bundle is None:
             return bundle.save(self.model, path, report=self.report.to_dict())
+        config = self._bundle.config
         return bundle.save(
             self.model,
             path,
             tokenizer=self._bundle.tokenizer,
-            task=self._bundle.config.task,
+            task=config.task,
+            task_settings=config.task_settings,
+            labels=config.labels,
+            pipeline=config.pipeline,
             report=self.report.to_dict(),
         )
 

@@ -23,6 +23,9 @@ class LayerReport:
     weight_sqnr_db: float
     output_sqnr_db: float | None
     """Of the layer's output on one batch with exact inputs; None where no batch was at hand."""
+    weight_bits: int = 8
+    calibration: str | None = None
+    """How a static layer's range was found; with `best` the method that won."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,10 @@ class QuantReport:
     layers: tuple[LayerReport, ...]
     skipped: dict[str, str]
     """The reason for each layer with weights that stayed as it was."""
+    folded: tuple[str, ...] = ()
+    """Batch norms that the layer before them took up."""
+    smoothed: tuple[str, ...] = ()
+    """Linear layers whose input is scaled first, by their new names."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON has them."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from deepseek.report import numbers
 from deepseek.report.charts import Bar, latency_chart
 from deepseek.report.headline import compress_rows
-from deepseek.report.html import Html, both, join, tag
+from deepseek.report.html import Html, both, join, safe, tag
+from deepseek.report.measured import named
+from deepseek.report.pareto import pareto
 from deepseek.report.parts import Part, Row, facts, figure, heading, intro, table
 from deepseek.report.run_folder import Run, Section
 
@@ -13,52 +15,68 @@ MAX_FORM_CHARACTERS = 30
 
 
 def compression(run: Run) -> Part | None:
-    """Return the table of forms, each compared with the first, and the chart of their latency."""
-    rows = [row for row in run.results.section("compress").sections("rows") if row.text("form")]
-    if not rows:
+    """Return the table of forms, each compared with the first, the chart of their latency, and a search's points."""
+    compress = run.results.section("compress")
+    rows = [row for row in compress.sections("rows") if row.text("form")]
+    searched = pareto(compress)
+    if not rows and not searched:
         return None
     before, after = compress_rows(run)
     base = before.text("form")
     words = intro(
-        f"The same model in several number formats; changes are against {base}.",
-        f"同一模型的几种数值格式；变化均相对于 {base}。",
+        f"The same model in several forms; changes are against {base}.",
+        f"同一模型的几种形式；变化均相对于 {base}。",
     )
-    head = [
-        both("Form", "格式"),
-        both("Size", "大小"),
-        both("Perplexity", "困惑度"),
-        both("Prefill", "读入提示"),
-        both("Per token", "每词元"),
-        "p10 – p90",
-    ]
-    body = [_form(row, before, chosen=bool(after) and row.text("form") == after.text("form")) for row in rows]
+    metric = compress.section("metric").text("name") or "perplexity"
+    generates = any(row.section("token_ms") for row in rows)
+    head = [both("Form", "格式"), both("Size", "大小"), named(metric)]
+    if generates:
+        head += [both("Prefill", "读入提示"), both("Per token", "每词元"), Html("p10 – p90")]
+    else:
+        head += [both("One sample", "单个样本")]
+    body = [_form(row, before, metric, generates, bool(after) and row.get("form") == after.get("form")) for row in rows]
     name = both("Size, quality and speed of each form", "各格式的大小、质量与速度")
-    whole = join([words, table(name, head, body, "forms"), _latency(run)])
+    whole = join([words, table(name, head, body, "forms"), _latency(run), searched])
     return Part("compression", both("Compression", "压缩"), whole)
 
 
-def _form(row: Section, before: Section, *, chosen: bool) -> Row:
+def _form(row: Section, before: Section, metric: str, generates: bool, chosen: bool) -> Row:
     mark = tag("span", "✓ ", both("chosen", "选用"), class_="badge") if chosen else ""
-    token, first = row.section("token_ms"), before.section("token_ms")
-    low, high = token.number("p10"), token.number("p90")
     is_base = row.get("form") == before.get("form")
 
     def compared(shown: str, value: float | None, base: float | None) -> Html:
         return join([shown, "" if is_base else _change(value, base)])
 
-    return Row(
-        [
-            join([row.text("form") or numbers.DASH, " ", mark]),
-            compared(numbers.size(row.number("bytes")), row.number("bytes"), before.number("bytes")),
-            compared(numbers.fixed(row.number("perplexity"), 2), row.number("perplexity"), before.number("perplexity")),
-            compared(
-                numbers.milliseconds(row.number("prefill_ms")), row.number("prefill_ms"), before.number("prefill_ms")
-            ),
-            compared(numbers.milliseconds(token.number("median")), token.number("median"), first.number("median")),
-            numbers.DASH if low is None or high is None else f"{low:.2f} – {numbers.milliseconds(high)}",
-        ],
-        marked=chosen,
-    )
+    cells = [
+        join([row.text("form") or numbers.DASH, " ", mark]),
+        compared(numbers.size(row.number("bytes")), row.number("bytes"), before.number("bytes")),
+        _quality(row, before, metric, is_base),
+    ]
+    if not generates:
+        time, first = row.section("latency_ms").number("p50"), before.section("latency_ms").number("p50")
+        return Row([*cells, compared(numbers.milliseconds(time), time, first)], marked=chosen)
+    token, first_token = row.section("token_ms"), before.section("token_ms")
+    low, high = token.number("p10"), token.number("p90")
+    prefill, median = row.number("prefill_ms"), token.number("median")
+    cells += [
+        compared(numbers.milliseconds(prefill), prefill, before.number("prefill_ms")),
+        compared(numbers.milliseconds(median), median, first_token.number("median")),
+        Html(numbers.DASH) if low is None or high is None else safe(f"{low:.2f} – {numbers.milliseconds(high)}"),
+    ]
+    return Row(cells, marked=chosen)
+
+
+def _quality(row: Section, before: Section, metric: str, is_base: bool) -> Html:
+    """Return the figure that decides; a change is good or bad by `drop`, which says how much worse it is."""
+    found = row.section("figures").number(metric)
+    value = found if found is not None else row.number(metric)
+    old = before.section("figures").number(metric)
+    shown = numbers.fixed(value, 2 if metric == "perplexity" else 3)
+    ratio = numbers.relative(value, old if old is not None else before.number(metric))
+    if is_base or ratio is None:
+        return safe(shown)
+    mood = numbers.mood(row.number("drop")) if "drop" in row else numbers.mood(ratio)
+    return join([shown, tag("span", numbers.signed_percent(ratio), class_=f"change {mood or ''}".strip())])
 
 
 def _change(value: float | None, before: float | None) -> Html:

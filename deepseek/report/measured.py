@@ -30,6 +30,7 @@ NAMES = {
     "macro_f1": "宏平均 F1",
     "map": "mAP@0.5:0.95",
     "map50": "mAP@0.5",
+    "perplexity": "困惑度",
     "r2": "R²",
     "recall": "召回率",
     "rmse": "均方根误差",

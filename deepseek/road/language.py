@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from deepseek.bundle import Bundle
 from deepseek.compress.config import CompressConfig
-from deepseek.compress.stage import compress_bundle
+from deepseek.compress.search.either import compressed
 from deepseek.data import Loader, Tokenizer, write_python_corpus
 from deepseek.errors import ConfigError
 from deepseek.evaluate.language import bigram_loss, bits_per_byte, perplexity, unigram_loss
@@ -129,9 +130,13 @@ class LanguageStages:
         run.record("samples", [{"prompt": prompt, "text": sample(bundle, prompt, config)} for prompt in prompts])
         return numbers
 
-    def compress_stage(self, bundle: Path, out: Path, data: TextData, config: CompressConfig) -> dict[str, Any]:
-        """Quantize the bundle, measure each form, write the new bundle; return the table."""
-        return compress_bundle(bundle, out, validation_batches(data), config=config).to_dict()
+    def compress_stage(
+        self, bundle: Path, out: Path, data: TextData, config: CompressConfig, say: Callable[[str], None] | None = None
+    ) -> dict[str, Any]:
+        """Write the bundle in a smaller form, measured on validation text; return the table of its forms."""
+        batches = validation_batches(data)[: config.max_batches]
+        train = data.train if data.val is not None else None  # other text is only measured on
+        return compressed(bundle, out, batches, config, train_data=train, say=say)
 
     def export_stage(self, bundle: Bundle, path: Path, config: OnnxConfig) -> dict[str, Any]:
         """Write the ONNX file, checked by running it; return the checks."""

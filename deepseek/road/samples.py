@@ -6,13 +6,14 @@ Not here: what a task measures (`deepseek.tasks`), the pictures of the report (`
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from deepseek import bundle as bundles
 from deepseek.bundle import Bundle
 from deepseek.compress.config import CompressConfig
+from deepseek.compress.search.either import compressed
 from deepseek.data.spell_text import SpellText
 from deepseek.errors import ConfigError
 from deepseek.export.onnx_export import OnnxConfig, export_onnx
@@ -35,13 +36,7 @@ class SampleStages:
     evaluated = ("evaluate", "examples")
 
     def check(self, recipe: Recipe) -> None:
-        """Raise ConfigError for `compress`, which so far measures language models only."""
-        if recipe.compress is not None:
-            raise ConfigError(
-                "compress is for language models so far",
-                found=f"the task {recipe.task_name}",
-                fix="leave the section out; deepseek.quantization.quantize_model quantizes any model's linear layers",
-            )
+        """Every task has every stage."""
 
     def data_stage(self, recipe: Recipe, run: RunFolder, *, resume: bool = False) -> SampleData:
         """Read and split the data, and try two samples on the model. Raises ConfigError or DataError."""
@@ -104,9 +99,23 @@ class SampleStages:
             run.record("examples", shown.written(run.path))
         return {**figures, **{f"{name}, no model": value for name, value in shown.baselines.items()}}
 
-    def compress_stage(self, bundle: Path, out: Path, data: SampleData, config: CompressConfig) -> dict[str, Any]:
-        """Raise ConfigError: see `check`."""
-        raise ConfigError("compress is for language models so far", found=f"the bundle {bundle}")
+    def compress_stage(
+        self,
+        bundle: Path,
+        out: Path,
+        data: SampleData,
+        config: CompressConfig,
+        say: Callable[[str], None] | None = None,
+    ) -> dict[str, Any]:
+        """Write the bundle in a smaller form, measured on the data held back; return the table of its forms."""
+        settings = bundles.load(bundle, device="cpu").config
+        task = _task_of({"name": settings.task, **settings.task_settings}, data)
+        with data.held_out:
+            batches = list(take(data.held_out, config.max_batches))
+        if data.train is data.val:  # other data are only measured on
+            return compressed(bundle, out, batches, config, task=task, say=say)
+        with data.train:
+            return compressed(bundle, out, batches, config, train_data=data.train, task=task, say=say)
 
     def export_stage(self, bundle: Bundle, path: Path, config: OnnxConfig) -> dict[str, Any]:
         """Write the ONNX file, checked by running it; return the checks."""

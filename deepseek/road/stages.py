@@ -5,7 +5,7 @@ Two kinds: language models learn from packed text (`language`), all other tasks 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -52,8 +52,10 @@ class Stages(Protocol):
         """Return the figures on the data held back; with `run`, record them and what the report shows."""
         ...
 
-    def compress_stage(self, bundle: Path, out: Path, data: Any, config: CompressConfig) -> dict[str, Any]:
-        """Write the compressed bundle, and return the table of its forms."""
+    def compress_stage(
+        self, bundle: Path, out: Path, data: Any, config: CompressConfig, say: Callable[[str], None] | None = None
+    ) -> dict[str, Any]:
+        """Write the compressed bundle, and return the table of its forms; `say` is told what is done next."""
         ...
 
     def export_stage(self, bundle: Bundle, path: Path, config: OnnxConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from deepseek import bundle as bundles
 from deepseek.checkpoint.store import list_checkpoints
+from deepseek.compress.table import form_lines
 from deepseek.errors import ConfigError, MissingExtraError
 from deepseek.files import folder_lock
 from deepseek.report import render_report
@@ -113,7 +114,8 @@ def _measure_and_export(recipe: Recipe, stages: Stages, run: RunFolder, data: An
             say(stages.evaluate_line(run.results["evaluate"]))
     if recipe.compress is not None and not _is_done(run, "compress", run.compressed):
         with stage(say, "compress"):
-            run.record("compress", stages.compress_stage(run.bundle, run.compressed, data, recipe.compress))
+            config = recipe.compress.after_training(recipe.train.learning_rate)
+            run.record("compress", stages.compress_stage(run.bundle, run.compressed, data, config))
             for line in compress_lines(run.results["compress"]):
                 say(line)
     if recipe.export is not None and not _is_done(run, "export", run.onnx):
@@ -200,12 +202,8 @@ def stage(say: Say, name: str) -> Iterator[None]:
 
 
 def compress_lines(table: dict[str, Any]) -> list[str]:
-    """Return a line for each form of the model: size, perplexity, time."""
-    return [
-        f"  {row['form']:<18} {row['bytes'] / 1e6:7.1f} MB   perplexity {row['perplexity']:8.2f}   "
-        f"first token {row['prefill_ms']:6.1f} ms   next {row['token_ms']['median']:6.2f} ms"
-        for row in table["rows"]
-    ]
+    """Return a line for each form of the model: size, quality, time."""
+    return [escape(line) for line in form_lines(table)]
 
 
 def _check_free(run: RunFolder, resume: bool) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from deepseek.tasks.contrastive import Contrastive as Contrastive
     from deepseek.tasks.detection import Detection as Detection
     from deepseek.tasks.diffusion import Diffusion as Diffusion
+    from deepseek.tasks.distillation import Distillation as Distillation
     from deepseek.tasks.energies_forces import EnergiesForces as EnergiesForces
     from deepseek.tasks.image_classification import ImageClassification as ImageClassification
     from deepseek.tasks.language_modeling import LanguageModeling as LanguageModeling
@@ -35,6 +36,7 @@ __getattr__, __dir__ = lazy_names(
         "Contrastive": "deepseek.tasks.contrastive:Contrastive",
         "Detection": "deepseek.tasks.detection:Detection",
         "Diffusion": "deepseek.tasks.diffusion:Diffusion",
+        "Distillation": "deepseek.tasks.distillation:Distillation",
         "EnergiesForces": "deepseek.tasks.energies_forces:EnergiesForces",
         "Evaluator": "deepseek.tasks.task:Evaluator",
         "ImageClassification": "deepseek.tasks.image_classification:ImageClassification",

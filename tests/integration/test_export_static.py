@@ -6,12 +6,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import deepseek as ds
 from deepseek.errors import ModelError
+from deepseek.export import export_aot
 from deepseek.quantization import quantize_model
 from tests.toy_language_model import VOCABULARY, ToyLanguageModel
 
@@ -49,3 +52,36 @@ def test_a_package_runs_without_the_source_of_its_model(tmp_path: Path) -> None:
             package(wrong)
     with pytest.raises(ModelError, match="too many inputs"):
         package(ids[0], ids[0])
+
+
+class Pair(NamedTuple):
+    total: Tensor
+    left_out: Tensor | None
+    mask: Tensor
+
+
+class TwoOutputs(nn.Module):
+    """Outputs of a type that no other process knows, one of them absent."""
+
+    def forward(self, x: Tensor, weights: Tensor) -> Pair:
+        return Pair(x * weights.unsqueeze(-1), None, x.sum(-1) > 0)
+
+
+PAIR_CHILD = """
+import sys, torch
+import deepseek as ds
+package = ds.static.load(sys.argv[1])
+found = package(torch.full((5, 7, 4), 2.0), torch.full((5, 7), 3.0))
+assert list(found) == ["total", "mask"], list(found)
+assert found["total"].shape == (5, 7, 4) and bool((found["total"] == 6).all()) and bool(found["mask"].all())
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed: nothing to compile with")
+def test_several_outputs_come_by_name_where_their_type_is_unknown(tmp_path: Path) -> None:
+    example = {"x": torch.randn(2, 5, 4), "weights": torch.rand(2, 5)}
+    axes = {"x": ("batch", "items", None), "weights": ("batch", "items")}
+    report = export_aot(TwoOutputs(), tmp_path / "pair.pt2", example, axes=axes)
+    assert report.bytes == report.path.stat().st_size
+    assert [spec.shape for spec in report.signature.outputs] == [("batch", "items", 4), ("batch", "items")]
+    subprocess.run([sys.executable, "-c", PAIR_CHILD, str(report.path)], check=True, timeout=100)

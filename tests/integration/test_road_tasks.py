@@ -229,7 +229,7 @@ WRONG = {
         ["'speeker'", "speaker"],
     ),
     "a value to rename that is not there": ("regression", ("{price: labels}", "{prize: labels}"), ["'prize'", "price"]),
-    "compression": ("image_classification", ("export:", "compress:"), ["compress", "image_classification"]),
+    "compression": ("image_classification", ("export:", "compress: {max_drop: much}"), ["max_drop", "1%"]),
     "no data": ("text", ("train: data", "train: ${NOWHERE}/data"), ["NOWHERE", "not set", "--data"]),
     "a vocabulary too small": (
         "text",

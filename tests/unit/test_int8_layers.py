@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from deepseek.errors import ModelError
-from deepseek.nn.int8_conv import Int8Conv2d
+from deepseek.nn.int8_conv import INT8_CONVS, Int8Conv2d
 from deepseek.nn.int8_embedding import Int8Embedding
 from deepseek.nn.int8_linear import Int8Linear
 from deepseek.nn.int8_swap import int8_specs, swap_linears
@@ -50,6 +53,54 @@ def test_a_convolution_equals_the_one_on_dequantized_values(mode: str, symmetric
     torch.testing.assert_close(layer(x).double(), wanted, rtol=1e-4, atol=2e-2)
     assert (layer(x).double() - wanted).square().mean() < 1e-7
     assert layer(x.bfloat16()).dtype == torch.bfloat16
+
+
+CONVS: list[tuple[Any, tuple[int, ...]]] = [
+    (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 9)),
+    (lambda: nn.Conv1d(4, 4, 5, padding="same", groups=4, bias=False), (3, 4, 9)),
+    (lambda: nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1), dilation=(1, 2, 1)), (2, 4, 3, 6, 5)),
+    (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, groups=2, output_padding=1), (3, 4, 7)),
+    (lambda: nn.ConvTranspose2d(4, 6, (3, 2), stride=2, padding=1, bias=False), (3, 4, 5, 5)),
+    (lambda: nn.ConvTranspose3d(4, 6, 2, stride=2, groups=2, dilation=2), (2, 4, 3, 3, 3)),
+]
+
+
+@pytest.mark.parametrize(("make", "shape"), CONVS)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_every_convolution_equals_torchs_fake_quantization(make: Any, shape: tuple[int, ...], symmetric: bool) -> None:
+    """The float layer on weights and inputs that torch's own operators rounded, channel by channel."""
+    conv = make()
+    layer = INT8_CONVS[type(conv)].from_conv(conv, "static", symmetric)
+    zero_point = 0 if symmetric else -11
+    layer.set_input_range(0.02, zero_point)
+    rounded, x = copy.deepcopy(conv), torch.randn(shape)
+    transposed = isinstance(conv, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    for group in range(conv.groups):  # each group of a transposed convolution has output channels of its own
+        rows = slice(group * conv.in_channels // conv.groups, (group + 1) * conv.in_channels // conv.groups)
+        part = rounded.weight.data[rows] if transposed else rounded.weight.data
+        axis = 1 if transposed else 0
+        scale = part.abs().amax([dim for dim in range(part.dim()) if dim != axis]) / 127
+        zeros = torch.zeros_like(scale, dtype=torch.int32)
+        part.copy_(torch.fake_quantize_per_channel_affine(part, scale, zeros, axis, -127, 127))
+        if not transposed:
+            break
+    wanted = rounded(torch.fake_quantize_per_tensor_affine(x, 0.02, zero_point, -128, 127))
+    torch.testing.assert_close(layer(x), wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(layer.dequantized_weight(), rounded.weight.detach(), atol=1e-6, rtol=1e-5)
+    model, rebuilt = nn.Sequential(layer), nn.Sequential(make())
+    swap_linears(rebuilt, int8_specs(model))
+    rebuilt.load_state_dict(model.state_dict())
+    assert torch.equal(rebuilt(x), layer(x)) and int8_specs(rebuilt) == int8_specs(model)
+
+
+def test_a_grouped_layer_is_rebuilt_with_its_groups() -> None:
+    config = QuantConfig(method="weight_only", granularity="per_group", group_size=8)
+    model, rebuilt = quantize_model(nn.Sequential(nn.Linear(20, 4)), config), nn.Sequential(nn.Linear(20, 4))
+    swap_linears(rebuilt, int8_specs(model))
+    rebuilt.load_state_dict(model.state_dict())
+    x = torch.randn(3, 20)
+    with torch.no_grad():
+        assert torch.equal(rebuilt(x), model(x))
 
 
 def test_a_reflecting_convolution_is_refused() -> None:
@@ -105,8 +156,8 @@ def test_one_module_under_two_names_stays_one() -> None:
     ("specs", "message"),
     [
         ({"lm_haed": {"kind": "linear"}}, "did you mean 'lm_head'"),
-        ({"lm_head": {"kind": "conv2d"}}, "can't become int8 'conv2d'"),
-        ({"norm": {"kind": "linear"}}, "can't become int8"),
+        ({"lm_head": {"kind": "conv2d"}}, "can't become quantized 'conv2d'"),
+        ({"norm": {"kind": "linear"}}, "can't become quantized"),
         ({"lm_head": {"kind": "linear", "mode": "int3"}}, "unknown int8 mode"),
         ({"lm_head": {"kind": "linear", "bits": 3}}, "spec of layer 'lm_head' is wrong"),
         ({"lm_head": {"kind": "linear", "symmetric": "yes"}}, "spec of layer 'lm_head' is wrong"),

@@ -123,3 +123,77 @@ def test_zero_is_an_integer_in_every_asymmetric_range() -> None:
         assert isinstance(zero_point, int)
         assert abs((-128 - zero_point) * scale - low) <= scale
         assert abs((127 - zero_point) * scale - high) <= scale
+
+
+def divergence_by_definition(histogram: Histogram, low: float, high: float, symmetric: bool) -> float:
+    """KL(P||Q) of a histogram cut to a range and told in integers, bin by bin in plain Python.
+
+    P: the counts of the bins inside, those cut off added to the outermost bin in use. Q: each integer's counts spread
+    evenly over its bins in use, no probability below 1e-6. Exact zeros beyond their neighbours are left out.
+    """
+    counts, centers = histogram.counts.tolist(), histogram.centers().tolist()
+    middle = len(counts) // 2
+    counts[middle] = min(counts[middle], max(counts[middle - 1], counts[middle + 1]))
+    scale, zero_point = scale_and_zero_point(low, high, symmetric)
+    lowest, below, above = -127 if symmetric else -128, 0.0, 0.0
+    used: list[tuple[float, int]] = []
+    for count, center in zip(counts, centers, strict=True):
+        level = round(center / scale) + zero_point
+        if count and level < lowest:
+            below += count
+        elif count and level > 127:
+            above += count
+        elif count:
+            used.append((count, level))
+    if not used:
+        return math.inf
+    mass: dict[int, float] = {}
+    bins: dict[int, int] = {}
+    for count, level in used:
+        mass[level], bins[level] = mass.get(level, 0.0) + count, bins.get(level, 0) + 1
+    p = [count for count, _ in used]
+    p[0], p[-1] = p[0] + below, p[-1] + above
+    q = [mass[level] / bins[level] for _, level in used]
+    total_p, total_q = sum(p), sum(q)
+    return sum(a / total_p * math.log((a / total_p) / max(b / total_q, 1e-6)) for a, b in zip(p, q, strict=True) if a)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("kind", ["normal", "relu", "outlier"])
+def test_kl_equals_its_definition(kind: str, symmetric: bool) -> None:
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(3))
+    values = values.relu() if kind == "relu" else values
+    values[0] = 30.0 if kind == "outlier" else values[0]
+    histogram = histogram_of(values)
+    full = find_range(histogram, "minmax", symmetric)
+    fractions = [2 ** (-8 + step / 20) for step in range(0, 161)]
+    tried = [(full[0] * part, full[1] * part) for part in fractions]
+    costs = [divergence_by_definition(histogram, *one, symmetric) for one in tried]
+    found = find_range(histogram, "kl", symmetric)
+    assert divergence_by_definition(histogram, *found, symmetric) == pytest.approx(min(costs), rel=1e-9)
+    finer = [divergence_by_definition(histogram, full[0] * s / 60, full[1] * s / 60, symmetric) for s in range(1, 61)]
+    assert min(costs) <= 1.1 * min(finer) + 1e-4
+
+
+@given(st.lists(st.tuples(st.floats(-9, 0), st.floats(0, 9)), min_size=1, max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_moving_average_is_the_mean_of_the_first_batches(ends: list[tuple[float, float]]) -> None:
+    histogram = histogram_of(*(torch.tensor(pair, dtype=torch.float32) for pair in ends))
+    low, high = find_range(histogram, "moving_average", symmetric=False)
+    assert low == pytest.approx(sum(pair[0] for pair in ends) / len(ends), abs=1e-5)
+    assert high == pytest.approx(sum(pair[1] for pair in ends) / len(ends), abs=1e-5)
+
+
+def test_moving_average_follows_slowly_once_it_has_seen_enough() -> None:
+    histogram = histogram_of(*(torch.tensor([-1.0, 1.0]) for _ in range(200)), torch.tensor([-1.0, 101.0]))
+    assert find_range(histogram, "moving_average", symmetric=False)[1] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_percentile_does_not_cut_off_what_matters(symmetric: bool) -> None:
+    """A few large values among many small ones, as in attention and SiLU: cut at 99.99 %, the layer says nothing."""
+    values = torch.randn(100_000) * 0.01
+    values[:8] = 5.0
+    low, high = find_range(histogram_of(values), "percentile", symmetric)
+    full = find_range(histogram_of(values), "minmax", symmetric)
+    assert squared_error(values, low, high, symmetric) <= 2.1 * squared_error(values, *full, symmetric)

@@ -1,0 +1,1 @@
+"""The models and contestants of `benchmarks.compress`."""
