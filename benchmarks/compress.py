@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, chosen = parse_options(parser, argv, rounds=3, quick_rounds=1)
     announce("compress: milliseconds of a call, ours and its peers in int8", options)
     forms = chosen.form or (QUICK if options.quick else tuple(FORMS))
-    worst, exit_code = chosen.case or list(CASES), 0
-    for case in worst:
+    names, exit_code = chosen.case or list(CASES), 0
+    for case in names:
         with tempfile.TemporaryDirectory(prefix="bench-compress-") as folder:
             sizes, unmade = prepare(case, forms, Path(folder))
             for batch in chosen.batch or BATCHES:

@@ -18,7 +18,7 @@ from deepseek.errors import ConfigError, QuantizationError
 if TYPE_CHECKING:
     from deepseek.compress.config import CompressConfig
 
-_METHODS = "dynamic, weight_only, static, int4, bf16, mixed or qat; default: as the run's recipe says."
+_METHODS = "dynamic, weight_only, static, int4, bf16, fp16, mixed or qat; default: as the run's recipe says."
 
 
 def compress(

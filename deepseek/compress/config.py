@@ -12,7 +12,7 @@ from deepseek.config import Config
 from deepseek.errors import ConfigError
 from deepseek.quantization.config import Calibration, QuantConfig
 
-Method = Literal["dynamic", "static", "weight_only", "bf16", "int4", "qat", "mixed"]
+Method = Literal["dynamic", "static", "weight_only", "bf16", "fp16", "int4", "qat", "mixed"]
 
 
 class CompressConfig(Config):
@@ -20,8 +20,8 @@ class CompressConfig(Config):
 
     method: Method = "dynamic"
     """`dynamic`: int8 weights, activations to int8 for each token. `static`: with calibrated ranges. `weight_only`:
-    int8 weights alone. `bf16`: 16-bit floats. `int4`: 4-bit weights in groups. `qat`: int8 learned in a short training.
-    `mixed`: for each layer float, int8 or int4, by its measured sensitivity."""
+    int8 weights alone. `bf16`, `fp16`: 16-bit floats. `int4`: 4-bit weights in groups. `qat`: int8 learned in a short
+    training. `mixed`: for each layer float, int8 or int4, by its measured sensitivity."""
 
     quant_scheme: Literal["symmetric", "asymmetric"] | None = None
     """Range of quantized activations: around zero (default), or from smallest to largest."""
@@ -91,8 +91,8 @@ class CompressConfig(Config):
 
     def quant_config(self) -> QuantConfig:
         """Return what to ask of `quantize_model`; for `mixed` what its layers are searched around."""
-        if self.method == "bf16":
-            return QuantConfig(weight_bits=16)
+        if self.method in ("bf16", "fp16"):
+            return QuantConfig.model_validate({"weight_bits": 16, "half": self.method})
         if self.method == "int4":
             return QuantConfig(weight_bits=4, embeddings=self.embeddings, skip=self.skip)
         mode = "weight_only" if self.method == "mixed" else self.method

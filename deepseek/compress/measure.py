@@ -25,7 +25,7 @@ _MOST_RUNS = 400
 
 
 def figures_of(model: nn.Module, batches: Iterable[Any], task: Task) -> dict[str, float]:
-    """Return what the task measures of `model` on `batches`; a bf16 model is given bf16 inputs."""
+    """Return what the task measures of `model` on `batches`; a model in 16-bit floats is given such inputs."""
     with _inputs_cast(model):
         return evaluate(model, batches, task)
 
@@ -100,20 +100,24 @@ def generation_times(model: nn.Module, batch: Any, prompt: int, new_tokens: int,
 
 @contextlib.contextmanager
 def _inputs_cast(model: nn.Module) -> Iterator[None]:
-    """Give a model whose floating-point weights are all bf16 its floating-point inputs in that format."""
-    if {p.dtype for p in model.parameters() if p.is_floating_point()} != {torch.bfloat16}:
+    """Give a model whose floating-point weights are all of 16 bits its floating-point inputs in that format."""
+    found = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if found not in ({torch.bfloat16}, {torch.float16}):
         yield
         return
-    handle = model.register_forward_pre_hook(_cast, with_kwargs=True)
+    (dtype,) = found
+
+    def cast(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return tuple(_half(value, dtype) for value in args), {key: _half(value, dtype) for key, value in kwargs.items()}
+
+    handle = model.register_forward_pre_hook(cast, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _cast(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return tuple(map(_half, args)), {key: _half(value) for key, value in kwargs.items()}
-
-
-def _half(value: Any) -> Any:
-    return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
+def _half(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -16,7 +16,7 @@ Algorithm = Literal["rtn", "gptq", "awq", "adaround", "smoothquant"]
 Method = Literal["dynamic", "static", "weight_only", "qat"]
 Scheme = Literal["symmetric", "asymmetric"]
 
-_NAMES = {16: "bf16", 8: "int8", 4: "int4", 2: "ternary", 1: "binary"}
+_NAMES = {8: "int8", 4: "int4", 2: "ternary", 1: "binary"}
 _ACTIVATION_BITS = {16: (16,), 8: (8, 16, 32), 4: (16, 32), 2: (16, 32), 1: (1, 16, 32)}
 _ALGORITHMS: dict[int, tuple[Algorithm, ...]] = {
     16: ("rtn",),
@@ -66,7 +66,10 @@ class QuantConfig(Config):
     """How `quantize_model` quantizes. Raises ConfigError for combinations that make no sense."""
 
     weight_bits: int = 8
-    """Bits of a stored weight: 8 (int8), 16 (bfloat16), 4 (int4), 2 (ternary: -1, 0, 1) or 1 (binary: -1, 1)."""
+    """Bits of a stored weight: 8 (int8), 16 (`half`), 4 (int4), 2 (ternary: -1, 0, 1) or 1 (binary: -1, 1)."""
+
+    half: Literal["bf16", "fp16"] = "bf16"
+    """Floats of 16 bits: bfloat16 has float32's range, float16 three bits more of each number (up to 65,504)."""
 
     activation_bits: int | None = None
     """Bits of a layer's input: 8 (quantized when the layer runs), 16 or 32 (left as the model computes them), or 1
@@ -115,7 +118,7 @@ class QuantConfig(Config):
     def _combination(self) -> Self:
         if self.weight_bits not in _ACTIVATION_BITS:
             raise ValueError(
-                f"weight_bits is {self.weight_bits}; wanted 8 (int8), 16 (bfloat16), 4, 2 (ternary) or 1 (binary)"
+                f"weight_bits is {self.weight_bits}; wanted 8 (int8), 16 (16-bit floats), 4, 2 (ternary) or 1 (binary)"
             )
         self._check_activation_bits()
         self._check_method()
@@ -148,7 +151,7 @@ class QuantConfig(Config):
         if self.method is None:
             return
         if self.weight_bits == 16:
-            raise ValueError(f"method is {self.method}; wanted none where weight_bits is 16: bfloat16 has no ranges")
+            raise ValueError(f"method is {self.method}; wanted none where weight_bits is 16: floats have no ranges")
         if self.weight_bits < 8 and self.method in ("dynamic", "static"):
             raise ValueError(
                 f"method is {self.method}; wanted weight_only or qat where weight_bits is {self.weight_bits}"
@@ -185,8 +188,8 @@ class QuantConfig(Config):
         """Return the settings that were given but that the others leave without effect."""
         given = self.model_fields_set - {"weight_bits", "activation_bits", "method", "layers"}
         if self.weight_bits == 16:
-            return sorted(given)
-        idle: set[str] = set()
+            return sorted(given - {"half"})
+        idle: set[str] = {"half"}
         configs = [self, *(self.for_layer(pattern) for pattern in self.layers)]
         if all(config.mode != "static" for config in configs):
             idle |= {"calibration", "fold_norms"}
@@ -198,7 +201,7 @@ class QuantConfig(Config):
 
     def describe(self) -> str:
         """Return what is done, in two words: `int8 dynamic`, `bf16`, `int4`."""
-        name = _NAMES[self.weight_bits]
+        name = self.half if self.weight_bits == 16 else _NAMES[self.weight_bits]
         return f"{name} {self.method if self.method == 'qat' else self.mode}" if self.weight_bits == 8 else name
 
     @property

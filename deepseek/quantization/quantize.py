@@ -74,7 +74,7 @@ def _quantize(
         warnings.warn(f"the setting '{name}' has no effect with {config.describe()}", stacklevel=3)
     result = _light_copy(model).eval()
     if config.weight_bits == 16:
-        result = result.to(torch.bfloat16)
+        result = result.to(torch.bfloat16 if config.half == "bf16" else torch.float16)
         report = QuantReport(tensor_bytes(model), tensor_bytes(result), (), {})
     else:
         report = _quantize_layers(result, config, calibration_data, tensor_bytes(model))

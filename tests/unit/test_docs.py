@@ -24,7 +24,7 @@ from tests.contract.source_tree import ROOT
 
 ENGLISH = [ROOT / "README.md", *sorted((ROOT / "docs" / "en").glob("*.md"))]
 PAGES = [*ENGLISH, ROOT / "README.zh.md", *sorted((ROOT / "docs" / "zh").glob("*.md"))]
-NEEDS = {"compress-export": "onnxruntime", "quickstart": "onnxruntime", "serving": "uvicorn"}
+NEEDS = {"compress": "torch_pruning", "export": "onnxruntime", "quickstart": "onnxruntime", "serving": "uvicorn"}
 FENCE = re.compile(
     r"^(?P<before><!-- not run: .+ -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )

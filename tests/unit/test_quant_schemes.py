@@ -143,3 +143,16 @@ def test_weights_that_are_not_finite_are_named() -> None:
 def test_groups_belong_to_weight_only_layers() -> None:
     with pytest.raises(ModelError, match="groups are for weight_only"):
         Int8Linear(4, 4, group_size=2)
+
+
+def test_both_kinds_of_16_bit_floats_halve_the_model_and_float16_keeps_three_bits_more() -> None:
+    model = build({"name": "ResNet", "block": "basic", "depths": [1, 1], "hidden_sizes": [8, 16], "image_size": 32})
+    pixels = model.example_inputs(batch_size=2)["pixel_values"]
+    exact = model.eval()(pixels)
+    ratios = []
+    for half, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        small, report = quantize_with_report(model, QuantConfig.model_validate({"weight_bits": 16, "half": half}))
+        assert {p.dtype for p in small.parameters()} == {dtype}
+        assert report.bytes_after < 0.52 * report.bytes_before
+        ratios.append(sqnr_db(exact, small(pixels.to(dtype)).float()))
+    assert ratios[0] > 30 and ratios[1] > ratios[0] + 12  # three bits are 18 dB

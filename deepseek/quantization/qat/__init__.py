@@ -1,4 +1,4 @@
-"""Quantization-aware training: `prepare_qat`, any training loop, `convert_qat`; in one: `deepseek.compress.train_qat`."""
+"""Quantization-aware training: `prepare_qat`, any loop, `convert_qat`; in one: `deepseek.compress.train_qat`."""
 
 from __future__ import annotations
 
