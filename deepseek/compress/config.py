@@ -24,7 +24,8 @@ class CompressConfig(Config):
     training. `mixed`: for each layer float, int8 or int4, by its measured sensitivity."""
 
     quant_scheme: Literal["symmetric", "asymmetric"] | None = None
-    """Range of quantized activations: around zero (default), or from smallest to largest."""
+    """Range of quantized activations: around zero, or from smallest to largest. Unset: the latter where ranges are
+    fixed (`static`, `qat`), for none of their 256 levels is lost on what never occurs; else around zero."""
 
     calibration: Calibration | None = None
     """How `static` picks ranges: minmax, moving_average, percentile, mse (default), kl or best."""
@@ -96,8 +97,9 @@ class CompressConfig(Config):
         if self.method == "int4":
             return QuantConfig(weight_bits=4, embeddings=self.embeddings, skip=self.skip)
         mode = "weight_only" if self.method == "mixed" else self.method
+        scheme = self.quant_scheme or ("asymmetric" if mode in ("static", "qat") else None)
         values: dict[str, Any] = {"method": mode, "embeddings": self.embeddings, "skip": self.skip}
-        given = {"quant_scheme": self.quant_scheme, "calibration": self.calibration}
+        given = {"quant_scheme": scheme, "calibration": self.calibration}
         return QuantConfig(**values, **{name: value for name, value in given.items() if value is not None})
 
     def allowed_drop(self, metric: str) -> Drop:

@@ -31,6 +31,7 @@ from deepseek.quantization.config import QuantConfig
 from deepseek.quantization.quantize import quantize_model
 from deepseek.quantization.report import tensor_bytes
 
+_STATIC = QuantConfig(method="static", quant_scheme="asymmetric")  # unsigned activations: the integer kernels' own form
 _ANY = OnnxConfig(tolerance=1e9)  # the ladder compares for itself, and names the layer
 
 
@@ -113,7 +114,7 @@ def _int8_dynamic(ground: Ground) -> Form:
 
 
 def _int8_static(ground: Ground) -> Form:
-    return _quantized(ground, QuantConfig(method="static"))
+    return _quantized(ground, _STATIC)
 
 
 def _int8_bundle(ground: Ground) -> Form:
@@ -173,7 +174,7 @@ def _int8_file(ground: Ground, runtime: str) -> Path:
     _only_float(ground)
     path = file_of(ground.path, runtime, "int8") or ground.workspace / "model.int8.onnx"
     if not path.is_file():
-        model = _quantize(ground, QuantConfig(method="static"))
+        model = _quantize(ground, _STATIC)
         is_static = any(spec.get("mode") == "static" for spec in int8_specs(model).values())
         data = ground.calibration if is_static else None
         export_onnx(model, path, ground.example, axes=ground.axes, config=_ANY, calibration_data=data)

@@ -181,7 +181,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "int8 layer that is none": (
         lambda path: edit_config(path, "quantization: {}", "quantization: {norm: {kind: linear, mode: dynamic}}"),
-        ["can't become int8"],
+        ["can't become quantized"],
     ),
     "no weights": (lambda path: (path / "model.safetensors").unlink(), ["can't be read"]),
     "cut short": (cut_short, ["can't be read", "cut short"]),

@@ -9,7 +9,8 @@ from deepseek.utils.check_env.machine import Machine
 
 EXTRAS = {
     "serve": ("starlette", "uvicorn", "httptools", "uvloop", "prometheus-client"),
-    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "export": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+    "compress": ("torch-pruning",),
     "report": ("matplotlib",),
     "tensorboard": ("tensorboard",),
     "nlp": ("transformers",),
