@@ -9,6 +9,7 @@ Not here: checkpoints (what a run needs to go on).
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,7 @@ def save(
     with atomic_folder(path, replace=True) as folder:
         (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        shutil.copymode(folder / "config.yaml", folder / "model.safetensors")  # safetensors lets only its owner read
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizer.json")
         if golden is not None:

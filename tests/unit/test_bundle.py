@@ -331,3 +331,9 @@ def test_a_save_that_fails_leaves_the_old_bundle(
                 save(other, path)
     assert torch.equal(logits(load(path).model), wanted)
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such bits")
+def test_whoever_may_read_a_bundle_may_read_its_weights(tmp_path: Path) -> None:
+    folder = save(toy_gpt(), tmp_path / "bundle", tokenizer=tokenizer())
+    assert len({path.stat().st_mode for path in folder.iterdir() if path.is_file()}) == 1
