@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,20 @@ def deployed(
     metric: Callable[[nn.Module], Mapping[str, float]],
     eager_ms: float,
     runtimes: Sequence[str],
+    calibration: Iterable[Any] | None = None,
 ) -> dict[str, Any]:
     """Export the bundle in `folder`, whose model is `model`, and return the fastest `runtime` that keeps its answers.
 
     With it come `latency_ms` (median of one sample) and a row for each runtime that was tried; the choice also lies in
     the bundle's `exports/runtime.json`. Of `runtimes` those that are installed are tried; `eager_ms` is what one sample
-    takes without them. A model that can't be exported has eager PyTorch alone, and `not_exported` says why. Returns
-    nothing where there is only eager to try. Raises StorageError where the disk refuses.
+    takes without them, `calibration` batches for the further roundings of a static int8 graph. A model that can't be
+    exported has eager PyTorch alone, and `not_exported` says why. Returns nothing where there is only eager to try.
+    Raises StorageError where the disk refuses.
     """
     present = [name for name in runtimes_present() if name in runtimes]
     if not set(present) - {_EAGER}:
         return {}
-    obstacle = _exported(folder, model, inputs)
+    obstacle = _exported(folder, model, inputs, calibration)
     precision: Precision = "int8" if int8_specs(model) else "fp32"
     choice = choose_runtime(
         folder,
@@ -60,13 +62,17 @@ def deployed(
     return found | ({"not_exported": obstacle} if obstacle else {})
 
 
-def _exported(folder: Path, model: nn.Module, inputs: Mapping[str, Tensor]) -> str | None:
+def _exported(
+    folder: Path, model: nn.Module, inputs: Mapping[str, Tensor], calibration: Iterable[Any] | None
+) -> str | None:
     """Write the bundle's ONNX file; return why there is none."""
     if any(find_spec(package) is None for package in ("onnx", "onnxscript", "onnxruntime")):
         return "the extra [export] is not installed"
-    name = "model.int8.onnx" if int8_specs(model) else "model.onnx"
+    specs = int8_specs(model)
+    name = "model.int8.onnx" if specs else "model.onnx"
+    data = calibration if any(spec.get("mode") == "static" for spec in specs.values()) else None
     try:
-        export_onnx(model, folder / "exports" / name, dict(inputs))
+        export_onnx(model, folder / "exports" / name, dict(inputs), calibration_data=data)
     except StorageError:
         raise
     except DeepSeekError as error:

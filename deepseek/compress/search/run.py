@@ -6,6 +6,7 @@ Not here: making a candidate (`workshop`), choosing among points (`front`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -204,7 +205,8 @@ class _Search:
             kept = self.place / "models" / file_name(candidate.name)
             save_like(self.bundle, model, kept, {})
             figures = lambda one: figures_of(one, self.batches, self.task)  # noqa: E731
-            point |= deployed(kept, model, self.inputs, figures, times["p50"], self.config.runtimes)
+            seen = itertools.islice(self.batches, self.config.calibration_batches)
+            point |= deployed(kept, model, self.inputs, figures, times["p50"], self.config.runtimes, seen)
         return point | {"seconds": time.monotonic() - start}
 
     def _may_pass(self, point: Mapping[str, Any]) -> bool:
