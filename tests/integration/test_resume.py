@@ -127,7 +127,8 @@ def test_a_run_killed_again_and_again_ends_as_if_it_never_was(text: Path, whole:
             if checkpoint != damaged:
                 load_checkpoint(checkpoint)  # whole, whatever was being written
         assert not (run / "bundle").exists()
-        damaged = damage_newest(run) if number == 2 else None
+        spare = len(list_checkpoints(run / "checkpoints")) > 1  # a slow writer may have come to the first one only
+        damaged = damage_newest(run) if number == 2 and spare else None
     code, outcome, log = train(text, run, resume=True)
     assert (code, outcome) == (0, {"steps": STEPS, "interrupted": False}), log
     assert_same_run(run, whole)
