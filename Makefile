@@ -8,6 +8,9 @@ TESTS ?= tests
 
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest -rs -n auto --maxprocesses 8 --dist worksteal
+# Compilers and runtimes of several makers in one process: these tests get fresh processes (5: none was chosen).
+EXPORTS := $(wildcard tests/integration/test_export_*.py)
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 # One environment, two levels of it. The stamps carry what the environment was made from, so a change makes it anew.
@@ -38,7 +41,8 @@ check: $(FULL) ## lint, format, types, layers, public names, sizes (seconds)
 	$(BIN)/python -m tests.contract.sizes
 
 test: $(FULL) debian-packages ## run every test (TESTS=tests/unit for some of them, ARGS="-k name")
-	$(BIN)/python -m pytest -rs -n auto --maxprocesses 8 --dist worksteal $(TESTS) $(ARGS)
+	$(PYTEST) $(TESTS) $(ARGS) $(if $(filter tests,$(TESTS)),$(EXPORTS:%=--ignore=%))
+	$(if $(filter tests,$(TESTS)),$(PYTEST) $(EXPORTS) $(ARGS) || [ $$? = 5 ])
 
 bench: $(FULL) ## run the benchmarks side by side with the peers (BENCH="train_gpt import_time" for some of them)
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || [ $$? = 77 ] || exit 1; done
