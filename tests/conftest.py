@@ -6,6 +6,7 @@ which `make test` uses, lists them.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -54,6 +55,15 @@ def _same_random_numbers() -> Iterator[None]:
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
     yield
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level() -> Iterator[None]:
+    """Give the package's logger its level back: the command line, run in this process, sets it."""
+    logger = logging.getLogger("deepseek")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ from deepseek.export.quality import (
 from deepseek.export.rungs import EAGER_RUNGS, RUNGS, Form, Ground, NotHereError, why_not
 from deepseek.export.runtimes.as_model import as_model
 from deepseek.export.runtimes.eager import EagerRuntime, working_axes
+from deepseek.export.runtimes.openvino_runtime import OpenVinoRuntime
 from deepseek.export.runtimes.runtime import Precision, Runtime
 from deepseek.export.signature import Axes, axis_sizes, evaluating, named_inputs, resized
 from deepseek.files import write_json
@@ -216,7 +217,7 @@ class _Climber:
                 inputs,
                 axes=self._ground.axes,
                 tolerance=allowed,
-                openvino="openvino" in type(form.runtime).__name__.lower(),
+                openvino=isinstance(form.runtime, OpenVinoRuntime),
             )
         except DeepSeekError:
             return None

@@ -10,6 +10,7 @@ import copy
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -129,8 +130,19 @@ def _folded(model: nn.Module, config: QuantConfig, plan: Plan, sample: Sequence[
         return fold_norms(model, kwargs or args)
     except DeepSeekError:
         raise
-    except Exception:  # a batch that does not fit: calibration says where and how
-        return []
+    except Exception as error:
+        if _runs(model, sample[0]):
+            warnings.warn(f"batch norms stay as they are: {type(error).__name__}: {error}", stacklevel=5)
+        return []  # where the batch does not fit, calibration says where and how
+
+
+def _runs(model: nn.Module, batch: Batch) -> bool:
+    try:
+        with torch.no_grad():
+            call_model(model, batch)
+    except Exception:  # whatever a model raises: it does not run
+        return False
+    return True
 
 
 def _smoothed(model: nn.Module, plan: Plan, sample: Sequence[Batch]) -> tuple[Plan, list[str]]:
@@ -149,8 +161,8 @@ def _smoothed(model: nn.Module, plan: Plan, sample: Sequence[Batch]) -> tuple[Pl
 def _layer_report(
     before: nn.Module, after: nn.Module, plan: Plan, name: str, output_db: float | None, calibration: str | None
 ) -> LayerReport:
-    dequantized = getattr(after, "dequantized_weight", None)
-    weight_db = sqnr_db(before.get_parameter("weight"), dequantized()) if dequantized is not None else 0.0
+    dequantized: Any = after.dequantized_weight
+    weight_db = sqnr_db(before.get_parameter("weight"), dequantized())
     return LayerReport(
         name,
         type(before).__name__.lower(),

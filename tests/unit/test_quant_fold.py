@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from deepseek import bundle
-from deepseek.errors import ModelError
+from deepseek.errors import ModelError, QuantizationError
 from deepseek.models import build
 from deepseek.nn.fold_norm import apply, describe, fold_norms
 from deepseek.nn.structure import apply_structure, describe_structure
@@ -149,3 +149,16 @@ def test_static_quantization_folds_first_and_a_bundle_keeps_it(tmp_path: Path) -
         assert torch.equal(loaded.model(**inputs), quantized(**inputs))
     kept = quantize_model(model, QuantConfig(method="static", fold_norms=False), [inputs])
     assert any(isinstance(module, nn.BatchNorm2d) for module in kept.modules())
+
+
+def test_norms_that_can_not_be_folded_are_told_and_quantization_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(model: nn.Module, example: Any) -> list[str]:
+        raise RuntimeError("no such trace")
+
+    monkeypatch.setattr("deepseek.quantization.quantize.fold_norms", fails)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).eval()
+    with pytest.warns(UserWarning, match="batch norms stay as they are: RuntimeError: no such trace"):
+        small = quantize_model(model, QuantConfig(method="static"), [torch.randn(4, 8)])
+    assert isinstance(small[1], nn.BatchNorm1d)
+    with pytest.raises(QuantizationError, match="does not fit"):
+        quantize_model(model, QuantConfig(method="static"), [torch.randn(4, 9)])
