@@ -80,8 +80,8 @@ def _measures(
     else:
         with found.held_out:
             measured = list(take(found.held_out, batches))
-        with found.train:
-            seen = list(take(found.train, _CALIBRATION_BATCHES))
+        with found.plain:
+            seen = list(take(found.plain, _CALIBRATION_BATCHES))
     if not measured:
         raise ConfigError("there is nothing to measure on", found=f"no batch in {data or 'the held-out part'}")
     known = input_names(type(bundle.model)).known

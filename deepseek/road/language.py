@@ -135,8 +135,10 @@ class LanguageStages:
     ) -> dict[str, Any]:
         """Write the bundle in a smaller form, measured on validation text; return the table of its forms."""
         batches = validation_batches(data)[: config.max_batches]
-        train = data.train if data.val is not None else None  # other text is only measured on
-        return compressed(bundle, out, batches, config, train_data=train, say=say)
+        if data.val is None:  # other text is only measured on
+            return compressed(bundle, out, batches, config, say=say)
+        seen = list(take(data.train, config.calibration_batches))
+        return compressed(bundle, out, batches, config, calibration_data=seen, train_data=data.train, say=say)
 
     def export_stage(self, bundle: Bundle, path: Path, config: OnnxConfig) -> dict[str, Any]:
         """Write the ONNX file, checked by running it; return the checks."""

@@ -40,6 +40,8 @@ class SampleData:
 
     train: DistributedDataset
     val: DistributedDataset | None
+    plain: DistributedDataset
+    """The training samples, shuffled but not augmented: as a served model sees them, so what to calibrate with."""
     pipeline: Pipeline
     class_names: tuple[str, ...]
     tokenizer: Tokenizer | None
@@ -78,6 +80,7 @@ def prepare_samples(recipe: Recipe, run: RunFolder) -> SampleData:
     whole = SampleData(
         _dataset(recipe, source, pipeline),
         None if held is None else _dataset(recipe, held, pipeline, held_out=True),
+        _dataset(recipe, source, pipeline.without_augmentation()),
         pipeline,
         relabeling.names,
         tokenizer,
@@ -95,7 +98,7 @@ def held_out_samples(recipe: Recipe, pipeline: Sequence[dict[str, Any]], class_n
     source = SampleSource(reader, np.arange(len(reader)), data, relabeling, _form(data))
     made = Pipeline.from_config(pipeline, seed=recipe.train.seed, on_error=recipe.train.on_error)
     dataset = _dataset(recipe, source, made, held_out=True)
-    return SampleData(dataset, dataset, made, relabeling.names, None)
+    return SampleData(dataset, dataset, dataset, made, relabeling.names, None)
 
 
 def learned_pipeline(

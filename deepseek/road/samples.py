@@ -112,10 +112,14 @@ class SampleStages:
         task = _task_of({"name": settings.task, **settings.task_settings}, data)
         with data.held_out:
             batches = list(take(data.held_out, config.max_batches))
+        with data.plain:
+            seen = list(take(data.plain, config.calibration_batches))
         if data.train is data.val:  # other data are only measured on
-            return compressed(bundle, out, batches, config, task=task, say=say)
+            return compressed(bundle, out, batches, config, calibration_data=seen, task=task, say=say)
         with data.train:
-            return compressed(bundle, out, batches, config, train_data=data.train, task=task, say=say)
+            return compressed(
+                bundle, out, batches, config, calibration_data=seen, train_data=data.train, task=task, say=say
+            )
 
     def export_stage(self, bundle: Bundle, path: Path, config: OnnxConfig) -> dict[str, Any]:
         """Write the ONNX file, checked by running it; return the checks."""

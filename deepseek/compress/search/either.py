@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ def compressed(
     batches: list[Any],
     config: CompressConfig,
     *,
+    calibration_data: Sequence[Any] | None = None,
     train_data: Any = None,
     task: Task | None = None,
     say: Say | None = None,
@@ -26,13 +28,31 @@ def compressed(
     Raises as `compress_bundle` and `search_budget` do.
     """
     if config.budget() is None:
-        return compress_bundle(bundle, out, batches, config=config, train_data=train_data, task=task, say=say).to_dict()
+        return compress_bundle(
+            bundle,
+            out,
+            batches,
+            config=config,
+            calibration_data=calibration_data,
+            train_data=train_data,
+            task=task,
+            say=say,
+        ).to_dict()
 
     def told(progress: Progress) -> None:
         if say is not None:
             say(_words(progress))
 
-    return search_budget(bundle, out, batches, config=config, train_data=train_data, task=task, on_point=told).to_dict()
+    return search_budget(
+        bundle,
+        out,
+        batches,
+        config=config,
+        calibration_data=calibration_data,
+        train_data=train_data,
+        task=task,
+        on_point=told,
+    ).to_dict()
 
 
 def _words(progress: Progress) -> str:

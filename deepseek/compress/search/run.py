@@ -10,14 +10,13 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from deepseek import bundle as bundles
-from deepseek.bundle import Bundle
 from deepseek.compress.budget import Budget
 from deepseek.compress.config import CompressConfig
 from deepseek.compress.measure import bytes_on_disk, eager_latency, figures_of, sample_inputs
@@ -58,6 +57,7 @@ def search_budget(
     batches: Iterable[Any],
     *,
     config: CompressConfig,
+    calibration_data: Sequence[Any] | None = None,
     train_data: Any = None,
     task: Task | None = None,
     folder: str | Path | None = None,
@@ -65,11 +65,11 @@ def search_budget(
 ) -> SearchReport:
     """Find the cheapest form of the bundle's model that meets `config.budget()`, and write it to `out_path`.
 
-    `batches` are validation batches (a list). `train_data` is what `Trainer` takes; without it nothing is pruned or
-    learned. A bundle that is at `out_path` is replaced. `folder` holds the journal and trained models, by default
-    `OUT-search` beside it; its `front.json` is this report. Raises ConfigError for a config without size and latency,
-    an iterator or a target that is no bundle, QuantizationError where nothing meets the budget: it names the nearest
-    point, and no bundle is written.
+    `batches` are validation batches (a list), `calibration_data` batches to find ranges with (without them, `batches`
+    serve). `train_data` is what `Trainer` takes; without it nothing is pruned or learned. A bundle that is at
+    `out_path` is replaced. `folder` holds the journal and trained models, by default `OUT-search` beside it; its
+    `front.json` is this report. Raises ConfigError for a config without size and latency, an iterator or a target that
+    is no bundle, QuantizationError where nothing meets the budget: it names the nearest point; no bundle is written.
     """
     budget, out = config.budget(), Path(out_path)
     if budget is None:
@@ -84,7 +84,8 @@ def search_budget(
     bundle = bundles.load(bundle_path, device="cpu")
     task = task or build_task({"name": bundle.config.task, **bundle.config.task_settings})
     with folder_lock(place):
-        search = _Search(bundle, task, batches, train_data, config, budget, place, on_point)
+        workshop = Workshop(bundle, task, batches, calibration_data or batches, train_data, config, place)
+        search = _Search(workshop, budget, place, on_point)
         finished = search.walk()
         report = search.report(out, finished)
         write_json(place / "front.json", report.to_dict())
@@ -102,27 +103,18 @@ def search_folder(out: Path) -> Path:
 class _Search:
     """One life of a search."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        task: Task,
-        batches: Iterable[Any],
-        train_data: Any,
-        config: CompressConfig,
-        budget: Budget,
-        place: Path,
-        on_point: OnPoint | None,
-    ) -> None:
-        self.bundle, self.task, self.batches, self.config, self.budget = bundle, task, batches, config, budget
+    def __init__(self, workshop: Workshop, budget: Budget, place: Path, on_point: OnPoint | None) -> None:
+        self.workshop, self.budget = workshop, budget
+        self.bundle, self.task, self.config = workshop.bundle, workshop.task, workshop.config
+        self.batches = workshop.batches
         self.place, self.on_point = place, on_point or (lambda progress: None)
         self.deadline = time.monotonic() + budget.seconds
-        subject = subject_of(bundle.path, batches, _settings(config))
+        subject = subject_of(self.bundle.path, self.batches, _settings(self.config))
         self.journal = Journal(place, subject)
-        self.workshop = Workshop(bundle, task, batches, batches, train_data, config, place)
         if self.journal.is_new:
-            self.workshop.clean()
-        self.can_train = train_data is not None
-        self.inputs = sample_inputs(bundle.model, next(iter(batches)))
+            workshop.clean()
+        self.can_train = workshop.train_data is not None
+        self.inputs = sample_inputs(self.bundle.model, next(iter(self.batches)))
         self.metric: Metric | None = None
 
     def walk(self) -> bool:
@@ -205,7 +197,7 @@ class _Search:
             kept = self.place / "models" / file_name(candidate.name)
             save_like(self.bundle, model, kept, {})
             figures = lambda one: figures_of(one, self.batches, self.task)  # noqa: E731
-            seen = itertools.islice(self.batches, self.config.calibration_batches)
+            seen = itertools.islice(self.workshop.calibration, self.config.calibration_batches)
             point |= deployed(kept, model, self.inputs, figures, times["p50"], self.config.runtimes, seen)
         return point | {"seconds": time.monotonic() - start}
 
