@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepseek.errors import BundleError
-from deepseek.serve.schema import MODEL_NAME
+from deepseek.serve.rest.schema import MODEL_NAME
 
 _MARK = "config.yaml"
 

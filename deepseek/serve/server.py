@@ -22,13 +22,13 @@ from pydantic import Field
 
 from deepseek.errors import ConfigError, DeepSeekError
 from deepseek.lazy import require
-from deepseek.serve.engine import EngineLimits
 from deepseek.serve.folder import name_bundles
-from deepseek.serve.gateway import hosts_for, is_loopback
-from deepseek.serve.models import TextModel
-from deepseek.serve.protocol import limited_protocol
-from deepseek.serve.rest import create_app
+from deepseek.serve.rest.app import create_app
+from deepseek.serve.rest.gateway import hosts_for, is_loopback
+from deepseek.serve.rest.protocol import limited_protocol
 from deepseek.serve.service import Service
+from deepseek.serve.text.engine import EngineLimits
+from deepseek.serve.text.models import TextModel
 
 if TYPE_CHECKING:
     import uvicorn
@@ -268,7 +268,7 @@ def _server_class() -> Callable[[uvicorn.Config, Service, float], uvicorn.Server
 
 
 def _load(models: Models, device: str) -> Mapping[str, TextModel]:
-    from deepseek.serve.models import BundleModel
+    from deepseek.serve.text.models import BundleModel
 
     named = models if isinstance(models, Mapping) else name_bundles(models)
     if not named:

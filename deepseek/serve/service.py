@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from deepseek.errors import BundleError, DeepSeekError, RequestError, did_you_mean
-from deepseek.serve.engine import Engine, EngineLimits
-from deepseek.serve.models import TextModel
+from deepseek.serve.text.engine import Engine, EngineLimits
+from deepseek.serve.text.models import TextModel
 
 
 class HostedModel:

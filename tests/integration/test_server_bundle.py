@@ -19,7 +19,7 @@ from deepseek.data.tokenizer import Tokenizer
 from deepseek.errors import BundleError
 from deepseek.models.gpt import GPT, GPTConfig
 from deepseek.serve import BackgroundServer
-from deepseek.serve.models import BundleModel
+from deepseek.serve.text.models import BundleModel
 
 ROOT = Path(__file__).parents[2]
 TEXT = "The method returns a copy of the list. If the key is missing, a KeyError is raised. " * 20

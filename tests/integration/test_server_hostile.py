@@ -9,8 +9,9 @@ import time
 import httpx
 import pytest
 
-from deepseek.serve import BackgroundServer, protocol
-from deepseek.serve import body as request_body
+from deepseek.serve import BackgroundServer
+from deepseek.serve.rest import body as request_body
+from deepseek.serve.rest import protocol
 from tests.fake_serving import FakeModel
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

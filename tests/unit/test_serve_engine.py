@@ -8,7 +8,7 @@ import pytest
 
 from deepseek.errors import RequestError
 from deepseek.models.generation import SamplingConfig
-from deepseek.serve.engine import Done, Engine, EngineLimits, Event, Failed, Job, Piece
+from deepseek.serve.text.engine import Done, Engine, EngineLimits, Event, Failed, Job, Piece
 from tests.fake_serving import EOS, FakeModel
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek.errors import RequestError
-from deepseek.serve.body import DEPTH_LIMIT, parse_json
-from deepseek.serve.schema import MAX_ANSWERS, NEUTRAL, ChatForm, CompletionForm, SamplingForm, parse
+from deepseek.serve.rest.body import DEPTH_LIMIT, parse_json
+from deepseek.serve.rest.schema import MAX_ANSWERS, NEUTRAL, ChatForm, CompletionForm, SamplingForm, parse
 
 NAMES = sorted(
     CompletionForm.model_fields.keys() | ChatForm.model_fields.keys() | NEUTRAL.keys() | {"role", "content", "x"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepseek.serve.stop import StopMatcher
+from deepseek.serve.text.stop import StopMatcher
 
 _TEXT = st.text(alphabet="ab语", max_size=30)
 _STOPS = st.lists(st.text(alphabet="ab语", min_size=1, max_size=5), max_size=4)

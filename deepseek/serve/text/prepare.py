@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from deepseek.errors import RequestError, TokenizerError
 from deepseek.models.generation import SamplingConfig
-from deepseek.serve.engine import Job
-from deepseek.serve.models import ContextLengthError, TextModel
-from deepseek.serve.schema import ChatForm, CompletionForm
+from deepseek.serve.rest.schema import ChatForm, CompletionForm
+from deepseek.serve.text.engine import Job
+from deepseek.serve.text.models import ContextLengthError, TextModel
 
 DEFAULT_MAX_TOKENS = 256
 """Tokens of an answer where the request names no number, or fewer where the model has no more room."""

@@ -16,9 +16,9 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from deepseek.errors import RequestError
-from deepseek.serve.answer import internal_error
-from deepseek.serve.metrics import Metrics
-from deepseek.serve.reply import error_reply
+from deepseek.serve.monitoring.metrics import Metrics
+from deepseek.serve.rest.answer import internal_error
+from deepseek.serve.rest.reply import error_reply
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

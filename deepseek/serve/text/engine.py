@@ -17,7 +17,7 @@ from pydantic import Field
 
 from deepseek.config import Config
 from deepseek.errors import RequestError
-from deepseek.serve.stop import StopMatcher
+from deepseek.serve.text.stop import StopMatcher
 
 if TYPE_CHECKING:
     from deepseek.models.generation import SamplingConfig

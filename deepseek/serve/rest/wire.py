@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepseek.errors import RequestError
-from deepseek.serve.models import ContextLengthError
+from deepseek.serve.text.models import ContextLengthError
 
 DONE = b"data: [DONE]\n\n"
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deepseek.errors import RequestError
-from deepseek.serve import wire
-from deepseek.serve.engine import Done, Event, Failed, Job, Piece
-from deepseek.serve.metrics import Metrics
-from deepseek.serve.reply import json_reply
+from deepseek.serve.monitoring.metrics import Metrics
+from deepseek.serve.rest import wire
+from deepseek.serve.rest.reply import json_reply
 from deepseek.serve.service import HostedModel
+from deepseek.serve.text.engine import Done, Event, Failed, Job, Piece
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from deepseek.errors import RequestError
-from deepseek.serve.wire import dump, error_body
+from deepseek.serve.rest.wire import dump, error_body
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from deepseek.errors import RequestError
-from deepseek.serve.engine import Done
 from deepseek.serve.service import Service
+from deepseek.serve.text.engine import Done
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric

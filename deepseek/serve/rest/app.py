@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 from deepseek.errors import DeepSeekError, RequestError, did_you_mean
 from deepseek.lazy import require
-from deepseek.serve import wire
-from deepseek.serve.answer import Answer
-from deepseek.serve.body import read_json
-from deepseek.serve.gateway import KNOWN_ROUTES, Gateway
-from deepseek.serve.metrics import Metrics, build_metrics
-from deepseek.serve.prepare import prepare, size
-from deepseek.serve.reply import Reply, error_reply, json_reply
-from deepseek.serve.schema import ChatForm, CompletionForm, parse
+from deepseek.serve.monitoring.metrics import Metrics, build_metrics
+from deepseek.serve.rest import wire
+from deepseek.serve.rest.answer import Answer
+from deepseek.serve.rest.body import read_json
+from deepseek.serve.rest.gateway import KNOWN_ROUTES, Gateway
+from deepseek.serve.rest.reply import Reply, error_reply, json_reply
+from deepseek.serve.rest.schema import ChatForm, CompletionForm, parse
 from deepseek.serve.service import Service
+from deepseek.serve.text.prepare import prepare, size
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
 
 _LOG = logging.getLogger("deepseek.serve")
-_PAGE = Path(__file__).parent / "page" / "index.html"
+_PAGE = Path(__file__).parents[1] / "page" / "index.html"
 _LONG = 4096
 """Characters from which on a prompt is tokenized beside the event loop, not in it."""
 

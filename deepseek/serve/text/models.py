@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from deepseek.errors import BundleError, RequestError
-from deepseek.serve.engine import TextStream, TokenSource
+from deepseek.serve.text.engine import TextStream, TokenSource
 
 if TYPE_CHECKING:
     from torch import Tensor

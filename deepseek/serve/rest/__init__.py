@@ -1,0 +1,1 @@
+"""HTTP: routes, requests and answers. Not here: what a model does."""
