@@ -22,7 +22,7 @@ from deepseek.export.choice import Choice, Row, with_front
 from deepseek.export.fingerprint import differences, fingerprint
 from deepseek.export.quality import Figure, deviation_over, main_figure, objection
 from deepseek.export.runtimes.as_model import as_model
-from deepseek.export.runtimes.eager import usual_axes
+from deepseek.export.runtimes.eager import working_axes
 from deepseek.export.runtimes.opening import file_of, open_runtime, runtimes_present
 from deepseek.export.runtimes.runtime import Precision, Runtime, Settings
 from deepseek.export.signature import evaluating, named_inputs, resized
@@ -128,7 +128,7 @@ class _Contest:
         self._best_speedup = 1.0
         self._complete = True
         eager = open_runtime("eager", model, example=inputs)
-        axes = usual_axes(model, inputs)
+        axes = working_axes(model, inputs)
         sizes = {a: size for n, v in inputs.items() for a, size in zip(axes[n], v.shape, strict=True) if a is not None}
         self._probes = [inputs, *(resized(inputs, axes, sizes, seed) for seed in range(1, _PROBES))]
         self._wanted = [eager.run(probe) for probe in self._probes]

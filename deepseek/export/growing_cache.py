@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deepseek.errors import ExportError
+from deepseek.nn.dot_product_attention import attention
 from deepseek.nn.kv_cache import KVCache
 from deepseek.nn.latent_cache import LatentCache
 
@@ -66,6 +67,8 @@ def layout_of(model: Any) -> Layout:
 class GrowingCache:
     """The past of all layers; `append` returns it with the new tokens behind, and `present` collects that."""
 
+    whole = True
+
     def __init__(self, past: Sequence[Tensor], layout: Layout) -> None:
         """`past`: the tensors in the order of `layout.names`."""
         self._layout = layout
@@ -79,6 +82,27 @@ class GrowingCache:
             self.present[index] = torch.cat([self.present[index], tensor], dim=self._layout.dim())
         grown = self.present[first : first + len(new)]
         return grown[0] if len(grown) == 1 else tuple(grown)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return the causal attention of `query` to the past and the new tokens, as the stored form has it."""
+        if len(self._layout.parts) == 1:  # latents: one head, whose values are the first part of its keys
+            keys = self.append(layer, key[:, 0])[:, None]
+            values = keys[..., : value.shape[-1]]
+        else:
+            keys, values = self.append(layer, key, value)
+        return attention(query, keys, values, mask, causal=True, scale=scale)
+
+    def positions(self, time: int, device: torch.device) -> Tensor:
+        """Return where the next `time` tokens stand in their text: (time,) of int64."""
+        return torch.arange(self.length, self.length + time, device=device)
 
     def advance(self, time: int) -> None:
         """Do nothing: the length is that of the past until the next step."""

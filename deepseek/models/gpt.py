@@ -114,7 +114,8 @@ class GPT(GenerationMixin, PretrainedMixin, nn.Module):
         past = cache.length if cache is not None else 0
         check_text(input_ids, self.config.vocab_size, self.config.max_length, past)
         mask, time = document_attention(document_ids, input_ids, past), input_ids.shape[1]
-        position = torch.arange(past, past + time, device=input_ids.device)
+        device = input_ids.device
+        position = torch.arange(time, device=device) if cache is None else cache.positions(time, device)
         if document_ids is not None:
             position = position - _document_starts(document_ids)
         x = self.token_embedding(input_ids) + self.position_embedding(position)

@@ -166,7 +166,8 @@ class Llama(GenerationMixin, PretrainedMixin, nn.Module):
         check_text(input_ids, config.vocab_size, config.max_length, past)
         mask, time = document_attention(document_ids, input_ids, past), input_ids.shape[1]
         # positions run on over documents: scores depend on distances inside one document alone
-        position = torch.arange(past, past + time, device=input_ids.device)
+        device = input_ids.device
+        position = torch.arange(time, device=device) if cache is None else cache.positions(time, device)
         turn = rotation(position, config.head_width, config.rope_base, config.rope_scaling)
         x = self.token_embedding(input_ids)
         for layer, block in enumerate(self.blocks):

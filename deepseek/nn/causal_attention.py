@@ -22,12 +22,16 @@ class CausalSelfAttention(nn.Module):
         self.out = nn.Linear(d_model, d_model, bias=bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """Return (batch, time, d_model). With `cache`, this layer's keys and values are stored there as `layer`."""
+        """Return (batch, time, d_model). With `cache`, this layer's keys and values are stored there as `layer`.
+
+        Dropout is for training, which reads no cache.
+        """
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (batch, num_heads, time, head_dim)
         if cache is not None:
-            key, value = cache.append(layer, key, value)
-        dropout = self.dropout if self.training else 0.0
-        y = attention(query, key, value, mask, causal=True, dropout=dropout)
+            y = cache.attend(layer, query, key, value, mask=mask)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            y = attention(query, key, value, mask, causal=True, dropout=dropout)
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out

@@ -45,8 +45,9 @@ class GroupedQueryAttention(nn.Module):
         query = rotate_halves(self._heads(self.query(x)), turn)
         key, value = rotate_halves(self._heads(self.key(x)), turn), self._heads(self.value(x))
         if cache is not None:
-            key, value = cache.append(layer, key, value)
-        y = attention(query, key, value, mask, causal=True)
+            y = cache.attend(layer, query, key, value, mask=mask)
+        else:
+            y = attention(query, key, value, mask, causal=True)
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
 

@@ -84,7 +84,7 @@ class Int4Kernel:
             self._rearrange(layer)
             self._made_of, self._versions = sources, versions
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows.to(torch.bfloat16), self._weight, self._group, self._scales
+            rows.to(torch.bfloat16).contiguous(), self._weight, self._group, self._scales
         )
         return product[:, : layer.out_features].to(torch.float32)  # type: ignore[no-any-return]
 

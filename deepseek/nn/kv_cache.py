@@ -1,6 +1,7 @@
 """The keys and values of a text so far, so that a new token costs one step of attention and not all of them.
 
-One contiguous block a layer, allocated once for the longest text. Paged memory is a server's matter.
+One contiguous block a layer, allocated once for the longest text. Paged memory is a server's matter: what a model asks
+of a cache is `attend`, `positions`, `length` and `advance`, and how the keys lie is the cache's own affair.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor
 
 from deepseek.errors import ModelError
+from deepseek.nn.dot_product_attention import attention
 
 
 class KVCache:
     """Keys and values of `num_layers` layers, each (batch, num_heads, capacity, head_dim).
 
-    `length` is the number of tokens stored. A model calls `append` for each layer, then `advance` once.
+    `length` is the number of tokens stored. A model calls `attend` for each layer, then `advance` once.
     """
 
     def __init__(
@@ -47,6 +49,27 @@ class KVCache:
         self.values[layer, :, heads, self.length : end] = value
         keys, values = self.keys[layer, :, heads, :end], self.values[layer, :, heads, :end]
         return keys.to(key.dtype), values.to(value.dtype)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Store `key` and `value` as `append` does; return the causal attention of `query` to all of the layer's.
+
+        `query` (batch, num_heads, time, head_dim), where the cache's heads divide num_heads; `scale` and `mask` as for
+        `deepseek.nn.dot_product_attention.attention`. Returns (batch, num_heads, time, head_dim).
+        """
+        keys, values = self.append(layer, key, value)
+        return attention(query, keys, values, mask, causal=True, scale=scale)
+
+    def positions(self, time: int, device: torch.device) -> Tensor:
+        """Return where the next `time` tokens stand in their text: (time,) of int64."""
+        return torch.arange(self.length, self.length + time, device=device)
 
     def advance(self, time: int) -> None:
         """Count `time` tokens as stored, after every layer has appended them."""

@@ -71,14 +71,12 @@ class LatentAttention(nn.Module):
         turned = rotate(turned, turn)  # (batch, num_heads, time, rotary_dim)
         narrow, shared_key = torch.split(self.kv_down(x), [config.kv_rank, config.rotary_dim], dim=-1)
         latent, shared_key = _normed(self.kv_norm, narrow), rotate(shared_key, turn)
-        behind = cache is not None and cache.length > 0
-        if cache is not None:
-            stored = cache.append(layer, torch.cat([latent, shared_key], dim=-1))
-            latent, shared_key = torch.split(stored, [config.kv_rank, config.rotary_dim], dim=-1)
-        # a layer in kv_up's place, a quantized one say, need not have the weight as it is
-        if behind and type(self.kv_up) is nn.Linear:
-            y = self._attend_to_latents(plain, turned, latent, shared_key)
+        if cache is not None and self._looks_at_latents(cache):
+            y = self._attend_to_latents(plain, turned, torch.cat([latent, shared_key], dim=-1), cache, layer)
         else:
+            if cache is not None:
+                stored = cache.append(layer, torch.cat([latent, shared_key], dim=-1))
+                latent, shared_key = torch.split(stored, [config.kv_rank, config.rotary_dim], dim=-1)
             y = self._attend(plain, turned, latent, shared_key, mask)
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
@@ -99,15 +97,35 @@ class LatentAttention(nn.Module):
         key = torch.cat([plain_key, shared_key[:, None].expand(-1, self.num_heads, -1, -1)], dim=-1)
         return attention(torch.cat([plain, turned], dim=-1), key, value, mask, causal=True, scale=self.scale)
 
-    def _attend_to_latents(self, plain: Tensor, turned: Tensor, latent: Tensor, shared_key: Tensor) -> Tensor:
+    def _looks_at_latents(self, cache: LatentCache) -> bool:
+        """Return whether the stored latents are looked at as they are, and not unpacked.
+
+        A layer in kv_up's place, a quantized one say, need not have the weight as it is: its answers are used.
+        """
+        return not cache.whole or (cache.length > 0 and type(self.kv_up) is nn.Linear)
+
+    def _attend_to_latents(
+        self, plain: Tensor, turned: Tensor, latents: Tensor, cache: LatentCache, layer: int
+    ) -> Tensor:
         """Let the latents be the one head of keys and values; the cheaper way for few queries and many keys."""
         # (num_heads, plain_dim + value_dim, kv_rank)
-        heads = torch.unflatten(self.kv_up.weight, 0, (self.num_heads, -1))
+        weight = self.kv_up.weight if type(self.kv_up) is nn.Linear else cache.remembered(layer, self._up_weight)
+        heads = torch.unflatten(weight, 0, (self.num_heads, -1))
         key_up, value_up = torch.split(heads, [self.config.plain_dim, self.config.value_dim], dim=1)
         query = torch.cat([plain @ key_up, turned], dim=-1)
-        key = torch.cat([latent, shared_key], dim=-1)[:, None]
-        y = attention(query, key, latent[:, None], causal=True, scale=self.scale)
+        key = latents[:, None]
+        y = cache.attend(layer, query, key, key[..., : self.config.kv_rank], self.scale)
         return y @ value_up.mT
+
+    def _up_weight(self) -> Tensor:
+        """Return the weight (num_heads * (plain_dim + value_dim), kv_rank) of a layer in kv_up's place.
+
+        It is what the layer makes of each unit vector.
+        """
+        norm = self.kv_norm.weight
+        units = torch.eye(self.config.kv_rank, dtype=norm.dtype, device=norm.device)
+        weight: Tensor = self.kv_up(units).mT.contiguous()
+        return weight
 
 
 def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""Which bundles a folder holds, and what they are called. Nothing outside the folder is ever opened.
+"""Which bundles a folder holds, what they are called, and their versions. Nothing outside the folder is ever opened.
 
-Not here: reading bundles.
+`DIR/NAME/` is a bundle, or a folder of versions: `DIR/NAME/1/`, `DIR/NAME/2/`. Not here: reading bundles.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from deepseek.errors import BundleError
 from deepseek.serve.rest.schema import MODEL_NAME
 
 _MARK = "config.yaml"
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+FIRST_VERSION = "1"
+TEMPORARY = ".tmp-"
+"""In the names of folders that are being written."""
 
 
 def find_bundles(model_dir: str | Path) -> dict[str, Path]:
-    """Return name -> path: `model_dir` itself where it is a bundle, else its subfolders that are.
+    """Return name -> path: `model_dir` itself where it is a bundle, else its subfolders that are or hold versions.
 
     Hidden folders and temporary ones of writers are passed over. Raises BundleError when there is none, when a
     name is not fit for a model, or when a link leads out of `model_dir`.
@@ -25,8 +30,8 @@ def find_bundles(model_dir: str | Path) -> dict[str, Path]:
         raise BundleError(f"{root} does not exist", wanted="a bundle, or a folder of bundles", fix="check the path")
     if not root.is_dir() or (root / _MARK).exists():
         return name_bundles([root])
-    folders = sorted(path for path in root.iterdir() if not path.name.startswith(".") and ".tmp-" not in path.name)
-    bundles = {path.name: path for path in folders if _inside(path, root) and (path / _MARK).exists()}
+    folders = sorted(path for path in root.iterdir() if not path.name.startswith(".") and TEMPORARY not in path.name)
+    bundles = {path.name: path for path in folders if _inside(path, root) and path.is_dir() and versions_of(path)}
     if not bundles:
         raise BundleError(
             f"no bundle in {root}",
@@ -37,6 +42,20 @@ def find_bundles(model_dir: str | Path) -> dict[str, Path]:
     for name, path in bundles.items():
         _check(name, path, root)
     return bundles
+
+
+def versions_of(path: str | Path) -> dict[str, Path]:
+    """Return version -> bundle, the oldest first: numbered subfolders that are bundles, else the bundle as version 1.
+
+    Empty where there is neither.
+    """
+    path = Path(path)
+    if path.is_file() or (path / _MARK).exists():
+        return {FIRST_VERSION: path}
+    if not path.is_dir():
+        return {}
+    numbered = [entry for entry in path.iterdir() if _VERSION.fullmatch(entry.name) and (entry / _MARK).exists()]
+    return {entry.name: entry for entry in sorted(numbered, key=lambda entry: int(entry.name))}
 
 
 def name_bundles(paths: Sequence[str | Path]) -> dict[str, Path]:
@@ -50,6 +69,12 @@ def name_bundles(paths: Sequence[str | Path]) -> dict[str, Path]:
             raise BundleError(f"two bundles are called '{name}'", found=f"{bundles[name]} and {path}", fix="rename one")
         bundles[name] = path
     return bundles
+
+
+def check_bundle(name: str, path: str | Path) -> None:
+    """Raise BundleError where a name is not fit for a model, or it or a link in it leads elsewhere."""
+    _inside(Path(path), Path(path).parent)
+    _check(name, Path(path), Path(path))
 
 
 def _check(name: str, path: Path, root: Path) -> None:

@@ -1,105 +1,410 @@
-"""The models of one server: each with its engine, its name and whether it answers its golden samples.
+"""The models of one server by name and version: loaded, replaced, unloaded while requests go on.
 
-Not here: HTTP, and where bundles come from.
+A new version is opened, warmed up and answers its golden samples beside the old one; only then the name points to it,
+and the old one goes when the last request that holds it ends. What fails leaves everything as it was.
+Not here: HTTP, running models (see the engines), which files a folder holds (see `folder`).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from typing import Literal
+import contextlib
+import logging
+import random
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
-from deepseek.errors import BundleError, DeepSeekError, RequestError, did_you_mean
-from deepseek.serve.text.engine import Engine, EngineLimits
+from deepseek.errors import DeepSeekError, RequestError
+from deepseek.serve.folder import FIRST_VERSION, check_bundle, find_bundles, versions_of
+from deepseek.serve.hosted import Hosted, Lease, State, as_bundle_error, open_model
+from deepseek.serve.tensor.limits import TensorLimits
+from deepseek.serve.text.engine import EngineLimits
 from deepseek.serve.text.models import TextModel
+from deepseek.serve.versions import Change, ModelStatus, Slot, check_share, no_model, no_version, scale, states_of
 
+_LOG = logging.getLogger("deepseek.serve")
 
-class HostedModel:
-    """One model that is served."""
-
-    def __init__(self, name: str, model: TextModel, limits: EngineLimits) -> None:
-        self.name = name
-        self.model = model
-        self.engine = Engine(model, limits)
-        self.created = int(time.time())
-        self.state: Literal["checking", "ready", "failed"] = "checking"
+HostedModel = Hosted
+Source = TextModel | str | Path | Any
+"""A model in memory (TextModel or TensorModel), or where a bundle, or a folder of its versions, lies."""
+_GRACE = 1.0
+"""Seconds a replaced version goes on, for requests that found it a moment ago."""
 
 
 class Service:
     """The models of one server, by name."""
 
-    def __init__(self, models: Mapping[str, TextModel], limits: EngineLimits | None = None) -> None:
-        self.hosted = {name: HostedModel(name, model, limits or EngineLimits()) for name, model in models.items()}
+    def __init__(
+        self,
+        models: Mapping[str, Source],
+        limits: EngineLimits | None = None,
+        *,
+        tensor_limits: TensorLimits | None = None,
+        device: str = "auto",
+        folder: str | Path | None = None,
+    ) -> None:
+        """Bundles are opened by `verify`. In `folder` further models are found by name when `load` asks for them."""
+        self.limits = limits or EngineLimits()
+        self.tensor_limits = tensor_limits
         self.stopping = False
+        self.hosted: dict[str, Hosted] = {}
+        """The main version of each name that is loaded."""
+        self._device, self._folder = device, None if folder is None else Path(folder)
+        self._slots: dict[str, Slot] = {}
+        self._lock = threading.Lock()
+        self._loading = threading.RLock()
+        self._started = False
+        self._end = threading.Event()
+        self._retiring: list[threading.Thread] = []
+        self._watchers: list[Callable[[Change], None]] = []
+        self._random = random.Random()  # noqa: S311 - shares of traffic, no secrets
+        for name, model in models.items():
+            if isinstance(model, str | Path):
+                self._slots[name] = Slot(Path(model), first=True)
+                self._slots[name].pending[FIRST_VERSION] = "loading"
+                continue
+            self._slots[name] = slot = Slot(None, first=True)
+            slot.versions[FIRST_VERSION] = Hosted(name, model, self.limits, tensor_limits)
+            slot.shares[FIRST_VERSION] = 1.0
+        self._publish()
 
     def start(self) -> None:
-        """Start the engines."""
-        for hosted in self.hosted.values():
-            hosted.engine.start()
+        """Let requests run as soon as a model is ready."""
+        self._started = True
+        for hosted in self._all():
+            if hosted.kind == "text":
+                hosted.engine.start()
 
     def verify(self) -> None:
-        """Have every model answer its golden samples; those that do are ready.
+        """Open what lies in files, and have every model answer its golden samples; those that do are ready.
 
-        Raises the first model's error once all were checked.
+        A model that fails fails alone: it gets 503. Raises the first error, once all were tried, if none is ready.
         """
         problem: DeepSeekError | None = None
-        for hosted in self.hosted.values():
+        for name, slot in list(self._slots.items()):
             try:
-                hosted.model.verify()
-                hosted.state = "ready"
-            except Exception as error:
-                hosted.state = "failed"
-                problem = problem or _as_bundle_error(hosted.name, error)
-        if problem is not None:
+                if slot.versions:
+                    self._verify_first(slot)
+                else:
+                    self.load(name)
+            except DeepSeekError as error:
+                problem = problem or error
+                _LOG.error("the model '%s' is not served: %s", name, error)
+        if problem is not None and not any(hosted.state == "ready" for hosted in self._all()):
             raise problem
 
     @property
     def ready(self) -> bool:
-        """Whether every model answered its golden samples and the server is not stopping."""
-        return not self.stopping and all(hosted.state == "ready" for hosted in self.hosted.values())
+        """Whether all models that the server began with were tried, one can answer, and the server is not stopping."""
+        if self.stopping:
+            return False
+        with self._lock:
+            slots = list(self._slots.values())
+            states = [state for slot in slots if slot.first for state in states_of(slot)]
+            usable = any(hosted.state == "ready" for slot in slots for hosted in slot.versions.values())
+        return usable and not {"loading", "checking"} & set(states)
 
-    def find(self, name: str | None) -> HostedModel:
-        """Return a model by name; without a name, the only one there is.
+    def states(self) -> dict[str, State]:
+        """Return each name's state: that of its main version, else what became of loading it."""
+        with self._lock:
+            return {name: states_of(slot)[0] for name, slot in self._slots.items()}
+
+    def find(self, name: str | None, version: str | None = None) -> Hosted:
+        """Return a model by name; without a name, the only one there is. It is not held: see `use`.
 
         Raises RequestError: 404 for a name that is not served, 400 where one is needed, 503 while it is not ready.
         """
-        if name is None:
-            if len(self.hosted) > 1:
-                raise RequestError("'model' is missing", field="model", wanted=" or ".join(sorted(self.hosted)))
-            hosted = next(iter(self.hosted.values()))
-        elif name in self.hosted:
-            hosted = self.hosted[name]
-        else:
-            raise RequestError(
-                f"the model '{name}' does not exist here",
-                field="model",
-                status=404,
-                fix=did_you_mean(name, self.hosted),
-            )
-        if self.stopping or hosted.state != "ready":
-            reason = "the server is stopping" if self.stopping else f"the model '{hosted.name}' is not ready"
-            raise RequestError(reason, status=503, fix="try again in a moment")
+        with self._lock:
+            return self._pick(name, version)
+
+    def use(self, name: str | None, version: str | None = None) -> Lease:
+        """Return a context manager that gives a model and holds it; without a version the shares decide which.
+
+        Raises what `find` raises.
+        """
+        with self._lock:
+            hosted = self._pick(name, version)
+            hosted.hold()
+        return Lease(hosted)
+
+    def index(self) -> list[dict[str, str]]:
+        """Return name, version, state and reason of every version, in the words of KServe v2's repository index."""
+        words = {"ready": "READY", "loading": "LOADING", "checking": "LOADING", "unloading": "UNLOADING"}
+        return [
+            {
+                "name": one.name,
+                "version": one.version,
+                "state": words.get(one.state, "UNAVAILABLE"),
+                "reason": one.reason,
+            }
+            for one in self.status()
+        ]
+
+    def status(self) -> list[ModelStatus]:
+        """Return every version that is loaded, being loaded, or failed or was unloaded last."""
+        lines = []
+        with self._lock:
+            for name, slot in self._slots.items():
+                for version in sorted({*slot.versions, *slot.pending}):
+                    hosted = slot.versions.get(version)
+                    state = slot.pending.get(version) if hosted is None else hosted.state
+                    reason = slot.reasons.get(version, "")
+                    share, timings = slot.shares.get(version, 0.0), {} if hosted is None else hosted.timings
+                    kind = None if hosted is None else hosted.kind
+                    lines.append(ModelStatus(name, version, kind, state or "unloaded", reason, share, timings))
+        return lines
+
+    def load(
+        self, name: str, path: str | Path | None = None, version: str | None = None, *, share: float | None = None
+    ) -> Hosted:
+        """Open a version beside those that serve, check it, and let it take over, or only `share` of the requests.
+
+        Without `path` from where the name was loaded before, or from the server's folder; without `version` the
+        highest there is. Versions that no share is left for are unloaded once nobody uses them. A few seconds or
+        more; call it in a thread of its own. Raises RequestError (404, 400), or BundleError where it fails: then
+        everything is as before.
+        """
+        check_share(share)
+        with self._loading:
+            where, version = self._where(name, path, version)
+            slot = self._begin(name, version, None if path is None else Path(path))
+            self._tell("loading", name, version)
+            try:
+                hosted = self._open(name, where, version)
+            except DeepSeekError as error:
+                self._fail(slot, version, error)
+                self._tell("failed", name, version)
+                raise
+            with self._lock:
+                replaced = self._switch(slot, hosted, where, share)
+            for old in replaced:
+                self._retire(old)
+            self._tell("loaded", name, version)
         return hosted
+
+    def reload(self, name: str) -> Hosted:
+        """Load a name's highest version anew from where it lies. Raises what `load` raises."""
+        return self.load(name)
+
+    def rollback(self, name: str) -> Hosted:
+        """Return to the version that served before the main one. Raises RequestError (409) where there is none."""
+        with self._lock:
+            slot = self._slot(name)
+            main = slot.main
+            past = [version for version in slot.past if main is None or version != main.version]
+        if not past:
+            raise RequestError(f"the model '{name}' has no earlier version", status=409, fix="load one by its version")
+        if past[-1] in slot.versions:
+            self.set_weight(name, past[-1], 1.0)
+            return slot.versions[past[-1]]
+        return self.load(name, version=past[-1])
+
+    def unload(self, name: str, version: str | None = None) -> None:
+        """Stop serving a version, or all of a name, and free it once nobody uses it. Raises RequestError (404)."""
+        with self._loading, self._lock:
+            slot = self._slot(name)
+            if version is not None and version not in slot.versions:
+                raise no_version(name, version, slot.versions)
+            going = [slot.versions.pop(one) for one in list(slot.versions) if version in (None, one)]
+            for hosted in going:
+                slot.shares.pop(hosted.version, None)
+                slot.pending[hosted.version], slot.reasons[hosted.version] = "unloaded", "unloaded"
+            scale(slot.shares, 1.0)
+            self._publish()
+        for hosted in going:
+            self._retire(hosted)
+            self._tell("unloaded", name, hosted.version)
+
+    def set_weight(self, name: str, version: str, share: float) -> None:
+        """Give a loaded version `share` (0 to 1) of the requests that name none; the others keep their proportions.
+
+        Raises RequestError (404, 400).
+        """
+        check_share(share)
+        with self._lock:
+            slot = self._slot(name)
+            if version not in slot.versions:
+                raise no_version(name, version, slot.versions)
+            others = {one: slot.shares.get(one, 0.0) for one in slot.versions if one != version}
+            if share < 1 and not others:
+                raise RequestError("the only version takes every request", field="share", found=share, wanted=1)
+            if share < 1 and not sum(others.values()):
+                others = dict.fromkeys(others, 1.0)
+            scale(others, 1.0 - share)
+            slot.shares = {**others, version: share}
+            self._publish()
+        self._tell("weights", name, version)
+
+    def on_change(self, callback: Callable[[Change], None]) -> None:
+        """Have `callback` called after every change, on the thread that made it."""
+        self._watchers.append(callback)
 
     def retry_after(self) -> int:
         """Return the seconds after which a refused client should try again."""
-        return max((hosted.engine.retry_after() for hosted in self.hosted.values()), default=1)
+        return max((hosted.engine.retry_after() for hosted in self._all()), default=1)
 
     def abort(self) -> None:
         """Fail all running requests with 503."""
-        for hosted in self.hosted.values():
+        for hosted in self._all():
             hosted.engine.abort(RequestError("the server is stopping", status=503, fix="try again in a moment"))
 
     def close(self) -> None:
         """Fail what still runs and stop the engines."""
         self.stopping = True
-        for hosted in self.hosted.values():
+        self._end.set()
+        for hosted in self._all():
             hosted.engine.close()
+        for thread in list(self._retiring):
+            thread.join(10.0)
 
+    def _pick(self, name: str | None, version: str | None) -> Hosted:
+        if name is None:
+            if len(self._slots) != 1:
+                wanted = " or ".join(sorted(self._slots)) or None
+                raise RequestError("'model' is missing", field="model", wanted=wanted)
+            name = next(iter(self._slots))
+        slot = self._slots.get(name)
+        if slot is None or (not slot.versions and set(slot.pending.values()) <= {"unloaded"}):
+            raise no_model(name, self.hosted)
+        if version is not None:
+            if version not in slot.versions and slot.pending.get(version) not in ("loading", "failed"):
+                raise no_version(name, version, slot.versions)
+            hosted = slot.versions.get(version)
+        elif len(slot.versions) == 1:
+            (hosted,) = slot.versions.values()
+        else:
+            hosted = self._draw(slot)
+        if self.stopping or hosted is None or hosted.state != "ready":
+            reason = "the server is stopping" if self.stopping else f"the model '{name}' is not ready"
+            raise RequestError(reason, status=503, fix="try again in a moment")
+        return hosted
 
-def _as_bundle_error(name: str, error: Exception) -> DeepSeekError:
-    if isinstance(error, DeepSeekError):
-        return error
-    failure = BundleError(f"the model '{name}' fails on its golden samples", found=f"{type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure
+    def _draw(self, slot: Slot) -> Hosted | None:
+        """Return a version by the shares."""
+        place = self._random.random()
+        for version, share in slot.shares.items():
+            place -= share
+            if place < 0 and version in slot.versions:
+                return slot.versions[version]
+        return slot.main
+
+    def _slot(self, name: str) -> Slot:
+        if name not in self._slots:
+            raise no_model(name, self._slots)
+        return self._slots[name]
+
+    def _where(self, name: str, path: str | Path | None, version: str | None) -> tuple[Path, str]:
+        """Return the bundle that is meant, and its version. Raises RequestError (404), BundleError for a bad path."""
+        slot = self._slots.get(name)
+        source = Path(path) if path is not None else slot.source if slot is not None else None
+        if source is None and self._folder is not None:
+            source = find_bundles(self._folder).get(name)
+        if source is None:
+            raise no_model(name, self._slots)
+        check_bundle(name, source)
+        found = versions_of(source)
+        if path is not None and version is not None and len(found) == 1 and FIRST_VERSION in found:
+            return found[FIRST_VERSION], version  # a plain bundle may be given any version
+        known = {**(slot.paths if slot is not None else {}), **found}
+        if version is None:
+            version = next(reversed(found), FIRST_VERSION)
+        if version not in known and found:
+            raise no_version(name, version, known)
+        return known.get(version, source), version
+
+    def _begin(self, name: str, version: str, source: Path | None) -> Slot:
+        with self._lock:
+            slot = self._slots.get(name)
+            if slot is None:
+                slot = self._slots[name] = Slot(source, first=False)
+            if source is not None or slot.source is None:
+                slot.source = source
+            if slot.first and not slot.versions:
+                slot.pending.clear()
+            slot.pending[version] = "loading"
+            slot.reasons.pop(version, None)
+            return slot
+
+    def _open(self, name: str, path: Path, version: str) -> Hosted:
+        """Return a version that answered its golden samples. Raises DeepSeekError."""
+        try:
+            model = open_model(path, self._device, self.tensor_limits)
+        except (Exception, SystemExit) as error:
+            raise as_bundle_error(name, "can't be loaded", error) from error
+        hosted = Hosted(name, model, self.limits, self.tensor_limits, version=version)
+        hosted.verify()
+        try:
+            if self._started:
+                hosted.engine.start()
+        except Exception as error:
+            raise as_bundle_error(name, "can't be run", error) from error
+        return hosted
+
+    def _verify_first(self, slot: Slot) -> None:
+        """Check the models that were given in memory."""
+        for hosted in slot.versions.values():
+            hosted.verify()
+            if self._started and hosted.kind == "tensor":
+                hosted.engine.start()
+
+    def _fail(self, slot: Slot, version: str, error: DeepSeekError) -> None:
+        with self._lock:
+            if version in slot.versions:
+                slot.pending.pop(version, None)
+            else:
+                slot.pending[version] = "failed"
+            slot.reasons[version] = error.problem
+
+    def _switch(self, slot: Slot, hosted: Hosted, path: Path, share: float | None) -> list[Hosted]:
+        """Let the name point to a new version; return the versions that go."""
+        version = hosted.version
+        going = [slot.versions.pop(version)] if version in slot.versions else []
+        others = {one: slot.shares.get(one, 0.0) for one in slot.versions}
+        if share is None or share >= 1 or not others:
+            if slot.main is not None:
+                slot.past = [one for one in slot.past if one != slot.main.version] + [slot.main.version]
+            going += [slot.versions.pop(one) for one in others]
+            slot.shares = {version: 1.0}
+        else:
+            scale(others, 1.0 - share)
+            slot.shares = {**others, version: share}
+        slot.versions[version] = hosted
+        slot.paths[version] = path
+        slot.pending.pop(version, None)
+        slot.pending |= {old.version: "unloaded" for old in going if old.version != version}
+        self._publish()
+        return going
+
+    def _retire(self, hosted: Hosted) -> None:
+        """Close a version in the background, once the last request that holds it has ended."""
+
+        def finish() -> None:
+            self._end.wait(_GRACE)
+            hosted.wait_until_free(self._end)
+            hosted.state = "unloading"
+            hosted.engine.close(0.0 if self._end.is_set() else self.limits.request_seconds)
+            hosted.state = "unloaded"
+            with self._lock:
+                self._retiring.remove(threading.current_thread())
+
+        thread = threading.Thread(target=finish, name=f"deepseek-unload-{hosted.name}", daemon=True)
+        with self._lock:
+            self._retiring.append(thread)
+        thread.start()
+
+    def _all(self) -> list[Hosted]:
+        with self._lock:
+            return [hosted for slot in self._slots.values() for hosted in slot.versions.values()]
+
+    def _publish(self) -> None:
+        """Make `hosted` anew: whoever goes through it keeps the mapping they began with."""
+        self.hosted = {name: main for name, slot in self._slots.items() if (main := slot.main) is not None}
+
+    def _tell(
+        self, kind: Literal["loading", "loaded", "failed", "unloaded", "weights"], name: str, version: str
+    ) -> None:
+        _LOG.info("model '%s' version %s: %s", name, version, kind)
+        for watcher in self._watchers:
+            with contextlib.suppress(Exception):
+                watcher(Change(kind, name, version))

@@ -19,6 +19,7 @@ import pytest
 
 from deepseek.errors import BundleError, ConfigError
 from deepseek.serve import BackgroundServer, serve
+from deepseek.serve.options import Safety
 from tests.fake_serving import FakeModel
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,16 @@ def test_not_ready_until_the_golden_samples_are_answered():
 
 def test_a_model_that_fails_its_golden_samples_is_not_served():
     with pytest.raises(BundleError, match="golden"):
-        BackgroundServer({"fine": FakeModel(), "damaged": FakeModel(golden=False)}).__enter__()
+        BackgroundServer({"damaged": FakeModel(golden=False)}).__enter__()
+
+
+def test_beside_one_that_is_fine_it_fails_alone():
+    with BackgroundServer({"fine": FakeModel(), "damaged": FakeModel(golden=False)}) as server:
+        codes = {
+            name: httpx.post(server.url + "/v1/completions", json={"model": name, "prompt": "x"}).status_code
+            for name in ("fine", "damaged")
+        }
+    assert codes == {"fine": 200, "damaged": 503}
 
 
 def test_serve_raises_what_the_golden_samples_found():
@@ -91,14 +101,28 @@ def test_nothing_to_serve_is_told():
 
 
 def test_beyond_loopback_any_host_is_taken_unless_some_are_named(caplog):
-    with BackgroundServer({"m": FakeModel()}, "0.0.0.0") as server:
+    with BackgroundServer({"m": FakeModel()}, "0.0.0.0", safety=Safety(insecure=True)) as server:
         url = server.url.replace("0.0.0.0", "127.0.0.1")
         assert httpx.get(url + "/v1/models", headers={"host": "any.example"}).status_code == 200
-    assert "--api-key" in caplog.text
+    assert "INSECURE" in caplog.text
     with BackgroundServer({"m": FakeModel()}, "0.0.0.0", allowed_hosts=["my.example"], api_key="k") as server:
         url, headers = server.url.replace("0.0.0.0", "127.0.0.1"), {"authorization": "Bearer k"}
         assert httpx.get(url + "/v1/models", headers={**headers, "host": "any.example"}).status_code == 403
         assert httpx.get(url + "/v1/models", headers={**headers, "host": "my.example:80"}).status_code == 200
+
+
+def test_beyond_loopback_a_server_without_keys_does_not_start_and_says_how_to():
+    with pytest.raises(ConfigError) as error:
+        BackgroundServer({"m": FakeModel()}, "0.0.0.0")
+    for way in ("DEEPSEEK_API_KEY=", "--api-keys FILE", "--insecure"):
+        assert way in error.value.fix
+
+
+def test_an_unknown_or_wrong_option_is_told():
+    with pytest.raises(ConfigError, match="prot"):
+        BackgroundServer({"m": FakeModel()}, prot=1)
+    with pytest.raises(ConfigError, match="device"):
+        BackgroundServer({"m": FakeModel()}, device=5)
 
 
 def test_ipv6_loopback():
@@ -165,7 +189,7 @@ from tests.fake_serving import FakeModel
 
 step, drain = map(float, sys.argv[1:])
 model = FakeModel(step_seconds=step)
-serve({"m": model}, port=0, limits=ServerLimits(drain_seconds=drain), on_ready=lambda url: print(url, flush=True))
+serve({"m": model}, port=0, limits=ServerLimits(drain_seconds=drain), on_ready=lambda now: print(now.url, flush=True))
 """
 
 

@@ -120,3 +120,29 @@ def test_the_asynchronous_client(server):
             return [answer.choices[0].text for answer in await asyncio.gather(*answers)]
 
     assert asyncio.run(ask()) == ["Hello there. "] * 8
+
+
+def test_embeddings_log_probabilities_and_json_answers(client):
+    vectors = client.embeddings.create(model="hello", input=["ab", "xyz"])  # the client asks for base64 by itself
+    plain = client.embeddings.create(model="hello", input=["ab", "xyz"], encoding_format="float")
+    for one, other in zip(vectors.data, plain.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, abs=1e-6)
+    chat = client.chat.completions.create(
+        model="hello",
+        messages=[{"role": "user", "content": "hi"}],
+        max_tokens=3,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    told = chat.choices[0].logprobs.content
+    assert [token.token for token in told] == ["H", "e", "l"]
+    assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in told)
+    text = client.completions.create(model="hello", prompt="x", max_tokens=3, logprobs=1)
+    assert text.choices[0].logprobs.text_offset == [0, 1, 2]
+    schema = {"name": "point", "schema": {"type": "object"}, "strict": True}
+    answer = client.chat.completions.create(
+        model="hello",
+        messages=[{"role": "user", "content": "hi"}],
+        response_format={"type": "json_schema", "json_schema": schema},
+    )
+    assert answer.choices[0].finish_reason == "stop"

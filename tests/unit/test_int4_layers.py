@@ -112,6 +112,12 @@ def test_models_in_bfloat16_and_inference_mode_are_served(bits: int) -> None:
             torch.testing.assert_close(after.float(), before, rtol=0.1, atol=0.1)
 
 
+def test_rows_in_another_order_in_memory_are_multiplied_like_copies_of_them() -> None:
+    small = Int4Linear.from_linear(nn.Linear(64, 48), 32, False)
+    x = torch.randn(64, 3).T
+    assert not x.is_contiguous() and torch.equal(small(x), small(x.contiguous()))
+
+
 def test_a_multiplied_layer_scales_its_input() -> None:
     linear, factor = nn.Linear(64, 16), torch.rand(64) + 0.5
     scale, zero_point = choose_scales(linear.weight / factor, 32, True)

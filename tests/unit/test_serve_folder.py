@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deepseek.errors import BundleError
-from deepseek.serve.folder import find_bundles, name_bundles
+from deepseek.serve.folder import find_bundles, name_bundles, versions_of
 
 
 def bundle(path):
@@ -73,3 +73,20 @@ def test_two_bundles_of_one_name_are_refused(tmp_path):
     paths = [bundle(tmp_path / "a" / "m"), bundle(tmp_path / "b" / "m")]
     with pytest.raises(BundleError, match="two bundles"):
         name_bundles(paths)
+
+
+def test_a_folder_of_numbered_bundles_is_one_model_with_versions(tmp_path):
+    for version in ("2", "10", "1", "x", "03"):
+        bundle(tmp_path / "m" / version)
+    assert find_bundles(tmp_path) == {"m": tmp_path / "m"}
+    assert list(versions_of(tmp_path / "m")) == ["1", "2", "10"]
+    assert versions_of(tmp_path / "m" / "2") == {"1": tmp_path / "m" / "2"}
+    assert versions_of(tmp_path / "nowhere") == {}
+
+
+def test_a_link_from_a_version_to_elsewhere_is_refused(tmp_path):
+    bundle(tmp_path / "secret")
+    bundle(tmp_path / "models" / "m" / "1")
+    (tmp_path / "models" / "m" / "2").symlink_to(tmp_path / "secret")
+    with pytest.raises(BundleError, match="leads out"):
+        find_bundles(tmp_path / "models")

@@ -19,6 +19,7 @@ from deepseek.export.signature import Signature, TensorSpec
 from deepseek.lazy import require
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnxruntime
 
 PROVIDERS: Mapping[str, str] = {
@@ -88,14 +89,20 @@ class OnnxRuntime:
         """Run once. Raises ModelError if the inputs do not fit the signature, ExportError if the file does not run."""
         self.signature.check(inputs)
         arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in inputs.items()}
+        return {name: torch.from_numpy(array) for name, array in self.run_arrays(arrays).items()}
+
+    def run_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once on arrays that were checked before; may be called from several threads at a time.
+
+        Raises ExportError if the file does not run on them.
+        """
         try:
-            found = self._session.run(self._names, arrays)
+            return dict(zip(self._names, self._session.run(self._names, arrays), strict=True))
         except Exception as error:
-            raise run_error("ONNX Runtime", inputs, error) from error
-        return {name: torch.from_numpy(array) for name, array in zip(self._names, found, strict=True)}
+            raise run_error("ONNX Runtime", arrays, error) from error
 
 
-def run_error(runtime: str, inputs: Mapping[str, Tensor], error: Exception) -> ExportError:
+def run_error(runtime: str, inputs: Mapping[str, Tensor | np.ndarray], error: Exception) -> ExportError:
     """Return the typed form of what a runtime says of a run."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return ExportError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from deepseek.export.runtimes.onnx_runtime import run_error
 from deepseek.export.runtimes.runtime import Precision, Settings, in_float32
 from deepseek.export.signature import Signature, TensorSpec
 from deepseek.lazy import require
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _DTYPES = {
     "f32": torch.float32,
@@ -77,12 +80,18 @@ class OpenVinoRuntime:
         """Run once. Raises ModelError if the inputs do not fit the signature, ExportError if the file does not run."""
         self.signature.check(inputs)
         arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in inputs.items()}
+        return in_float32({name: torch.from_numpy(array) for name, array in self.run_arrays(arrays).items()})
+
+    def run_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once on arrays that were checked before; from one thread at a time.
+
+        Raises ExportError if the file does not run on them.
+        """
         try:
             found = self._request.infer(arrays, share_inputs=True)
         except Exception as error:
-            raise run_error("OpenVINO", inputs, error) from error
-        names = [spec.name for spec in self.signature.outputs]
-        return in_float32({name: torch.from_numpy(found[index]) for index, name in enumerate(names)})
+            raise run_error("OpenVINO", arrays, error) from error
+        return {spec.name: found[index] for index, spec in enumerate(self.signature.outputs)}
 
 
 def _check_device(core: Any, device: str) -> None:

@@ -1,23 +1,25 @@
 """Prometheus metrics in a registry of their own: requests, tokens, queue, time to first token, time per token.
 
-Counts that the engine keeps anyway are read when somebody asks, so they cost nothing on the way of a request.
-Without prometheus_client nothing is counted and `/metrics` says how to install it.
+Counts that other parts keep anyway are read when somebody asks (see `collect`), so they cost nothing on the way of a
+request. Without prometheus_client nothing is counted and `/metrics` says how to install it.
+Not here: names, labels and units (see `definitions`).
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deepseek.errors import RequestError
+from deepseek.serve.monitoring.collect import Sources, samples
+from deepseek.serve.monitoring.definitions import BY_NAME, SECONDS
 from deepseek.serve.service import Service
 from deepseek.serve.text.engine import Done
 
 if TYPE_CHECKING:
+    from prometheus_client import Counter, Histogram
     from prometheus_client.metrics_core import Metric
-
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics(Protocol):
@@ -36,9 +38,14 @@ class Metrics(Protocol):
         ...
 
 
-def build_metrics(service: Service) -> Metrics:
-    """Return metrics of `service`, or ones that count nothing where prometheus_client is not installed."""
-    return PrometheusMetrics(service) if importlib.util.find_spec("prometheus_client") else NoMetrics()
+def build_metrics(service: Service, sources: Sources | None = None) -> Metrics:
+    """Return metrics of `service`, or ones that count nothing where prometheus_client is not installed.
+
+    `sources` are the parts beside the models: cache, sessions, drift, workers.
+    """
+    if importlib.util.find_spec("prometheus_client") is None:
+        return NoMetrics()
+    return PrometheusMetrics(service, sources)
 
 
 class NoMetrics:
@@ -62,42 +69,40 @@ class NoMetrics:
 class PrometheusMetrics:
     """Counts with prometheus_client."""
 
-    def __init__(self, service: Service) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Histogram
+    def __init__(self, service: Service, sources: Sources | None = None) -> None:
+        from prometheus_client import CollectorRegistry, Counter
 
         self._service = service
+        self._sources = sources or Sources()
         self._registry = CollectorRegistry()
-        self._requests = Counter("deepseek_requests", "Requests answered", ["route", "status"], registry=self._registry)
-        self._request_seconds = Histogram(
-            "deepseek_request_seconds", "Seconds a request took", ["route"], buckets=_SECONDS, registry=self._registry
-        )
-        self._first_token = Histogram(
-            "deepseek_time_to_first_token_seconds",
-            "Seconds from a request's arrival at the engine to its first token",
-            ["model"],
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        self._per_token = Histogram(
-            "deepseek_time_per_token_seconds",
-            "Mean seconds a token after the first, for each answer",
-            ["model"],
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
+        requests = BY_NAME["deepseek_requests_total"]
+        self._requests = Counter(requests.name, requests.help, requests.labels, registry=self._registry)
+        self._request_seconds = self._histogram("deepseek_request_seconds")
+        self._first_token = self._histogram("deepseek_time_to_first_token_seconds")
+        self._per_token = self._histogram("deepseek_time_per_token_seconds")
+        # finding a child by its labels costs more than counting
+        self._by_request: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._by_model: dict[str, tuple[Histogram, Histogram]] = {}
         self._registry.register(self)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count a request that was answered."""
-        self._requests.labels(route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        children = self._by_request.get((route, status))
+        if children is None:
+            children = self._requests.labels(route, str(status)), self._request_seconds.labels(route)
+            self._by_request[route, status] = children
+        children[0].inc()
+        children[1].observe(seconds)
 
     def answer(self, model: str, done: Done) -> None:
         """Count an answer that is complete."""
+        children = self._by_model.get(model)
+        if children is None:
+            children = self._by_model[model] = self._first_token.labels(model), self._per_token.labels(model)
         if done.tokens:
-            self._first_token.labels(model).observe(done.first_token_seconds)
+            children[0].observe(done.first_token_seconds)
         if done.tokens > 1:
-            self._per_token.labels(model).observe((done.seconds - done.first_token_seconds) / (done.tokens - 1))
+            children[1].observe((done.seconds - done.first_token_seconds) / (done.tokens - 1))
 
     def render(self) -> tuple[bytes, str]:
         """Return the text for Prometheus and its content type."""
@@ -106,25 +111,29 @@ class PrometheusMetrics:
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what the engines count (called by the registry)."""
-        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
-
-        ready = GaugeMetricFamily("deepseek_ready", "1 when every model is ready")
-        ready.add_metric([], float(self._service.ready))
-        waiting = GaugeMetricFamily("deepseek_queue_depth", "Answers that wait", labels=["model"])
-        active = GaugeMetricFamily("deepseek_active", "Answers that are generated now", labels=["model"])
-        answers = CounterMetricFamily("deepseek_answers", "Answers by how they ended", labels=["model", "outcome"])
-        tokens = CounterMetricFamily("deepseek_tokens", "Tokens, of prompts and generated", labels=["model", "kind"])
-        for name, hosted in self._service.hosted.items():
-            stats = hosted.engine.stats()
-            waiting.add_metric([name], stats.waiting)
-            active.add_metric([name], stats.active)
-            for outcome in ("finished", "cancelled", "failed", "refused"):
-                answers.add_metric([name, outcome], getattr(stats, outcome))
-            tokens.add_metric([name, "prompt"], stats.prompt_tokens)
-            tokens.add_metric([name, "generated"], stats.generated_tokens)
-        yield from (ready, waiting, active, answers, tokens)
+        """Yield what the parts of the server count (called by the registry)."""
+        families: dict[str, Any] = {}
+        for name, labels, value in samples(self._service, self._sources):
+            family = families.get(name)
+            if family is None:
+                family = families[name] = _family(name)
+            family.add_metric(labels, value)
+        yield from families.values()
 
     def describe(self) -> list[Metric]:
         """Return nothing: the names are found when collected (called by the registry)."""
         return []
+
+    def _histogram(self, name: str) -> Histogram:
+        from prometheus_client import Histogram
+
+        definition = BY_NAME[name]
+        return Histogram(name, definition.help, definition.labels, buckets=SECONDS, registry=self._registry)
+
+
+def _family(name: str) -> Any:
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+
+    definition = BY_NAME[name]
+    kind = CounterMetricFamily if definition.kind == "counter" else GaugeMetricFamily
+    return kind(definition.name, definition.help, labels=definition.labels)

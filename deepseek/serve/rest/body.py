@@ -1,33 +1,55 @@
-"""Request bodies: read up to a limit, parsed as strict JSON. Never a 500 for what a client sends.
+"""Request bodies: read up to a limit, as they are or parsed as strict JSON. Never a 500 for what a client sends.
 
-Not here: what the fields mean (see `schema`).
+JSON is read by orjson where that is installed and the result is certain to be what the strict parser would give;
+everything in doubt goes to the strict parser. Not here: what the fields mean (see `schema`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
+import importlib.util
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from deepseek.errors import RequestError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import Receive, Scope
 
 BODY_LIMIT = 1 << 20
-"""Bytes of the longest body that is read."""
+"""Bytes of the longest text request that is read."""
+TENSOR_BODY_LIMIT = 16 << 20
+"""Bytes of the longest request with tensors, images or sound."""
 DEPTH_LIMIT = 16
 """Levels of lists and objects inside each other."""
 BODY_SECONDS = 30.0
 """The longest a client may take to send its body."""
-_DRAINED = 8
+_DRAINED = 8 << 20
+"""Bytes beyond the limit that are still read, so that the client hears why it is refused."""
+_LARGE = 256 << 10
+"""Bytes from which on JSON is parsed beside the event loop."""
 
 # A string, or an unfinished one up to the end: possessive, so that no input makes it slow.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER = b"0" * 19
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKET = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
+def _fast_loads() -> Callable[[bytes], Any] | None:
+    if importlib.util.find_spec("orjson") is None:
+        return None
+    loads: Callable[[bytes], Any] = importlib.import_module("orjson").loads
+    return loads
+
+
+_LOADS = _fast_loads()
 
 
 async def read_json(request: Request, limit: int = BODY_LIMIT) -> dict[str, Any]:
@@ -36,27 +58,127 @@ async def read_json(request: Request, limit: int = BODY_LIMIT) -> dict[str, Any]
     Raises RequestError: 415 for another content type, 413 beyond `limit` bytes (whatever Content-Length says),
     408 for a client too slow, 400 for what is no UTF-8, no JSON, no object, too deep, or has a key twice.
     """
-    from starlette.requests import ClientDisconnect
+    require_json(request.headers.get("content-type", ""))
+    return await load_json(await read_body(request.scope, request.receive, limit))
 
-    _check_headers(request, limit)
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Return the body as it came. Raises RequestError: 413 beyond `limit` bytes, 415 compressed, 408 too slow."""
+    _check_headers(scope["headers"], limit)
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            body = await _read(request, limit)
+        return await _Timed(_read(receive, limit), BODY_SECONDS)
     except TimeoutError:
         raise RequestError(
             f"the body did not arrive within {BODY_SECONDS:g} s", status=408, fix="send it again"
         ) from None
-    except ClientDisconnect:
-        raise RequestError("the client went away before its body was here") from None
-    return parse_json(body)
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
-    """Return `body` parsed. Raises RequestError with status 400."""
+class _Timed:
+    """Awaits a coroutine; the clock is set only where it has to wait (mostly the body is there already)."""
+
+    def __init__(self, work: Coroutine[Any, Any, bytes], seconds: float) -> None:
+        self._work = work
+        self._seconds = seconds
+
+    def __await__(self) -> Generator[Any, Any, bytes]:
+        steps = self._work.__await__()
+        try:
+            awaited = next(steps)
+        except StopIteration as done:
+            result: bytes = done.value
+            return result
+        return (yield from self._with_clock(_Begun(steps, awaited)).__await__())
+
+    async def _with_clock(self, begun: _Begun) -> bytes:
+        async with asyncio.timeout(self._seconds):
+            return await begun
+
+
+class _Begun:
+    """A coroutine that is waiting for `awaited` already."""
+
+    def __init__(self, steps: Generator[Any, Any, bytes], awaited: Any) -> None:
+        self._steps = steps
+        self._awaited = awaited
+
+    def __await__(self) -> Generator[Any, Any, bytes]:
+        try:
+            yield self._awaited
+        except BaseException as error:  # cancelled: the coroutine must hear of it
+            self._steps.throw(error)
+            raise
+        return (yield from self._steps)
+
+
+async def load_json(body: bytes, *, finite: bool = False) -> dict[str, Any]:
+    """Return `body` parsed as by `parse_json`; a large one is parsed beside the event loop."""
+    if len(body) > _LARGE:
+        return await asyncio.to_thread(parse_json, body, finite=finite)
+    return parse_json(body, finite=finite)
+
+
+def parse_json(body: bytes, *, finite: bool = False) -> dict[str, Any]:
+    """Return `body` parsed; with `finite`, NaN and Infinity are refused here instead of by the field they stand in.
+
+    Raises RequestError with status 400.
+    """
     if _too_deep(body):
         raise RequestError(f"the body is nested more than {DEPTH_LIMIT} levels deep or has brackets that don't match")
+    value = _quickly(body)
+    if value is None:
+        value = _strictly(body, finite)
+    if not isinstance(value, dict):
+        raise RequestError("the body is not a JSON object", wanted='{"prompt": "...", ...}')
+    return value
+
+
+def require_json(content_type: str) -> None:
+    """Raise RequestError (415) unless a Content-Type says JSON in UTF-8."""
+    media_type, _, parameters = content_type.partition(";")
+    charset = parameters.partition("charset=")[2].strip(' "').lower()
+    if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8"):
+        raise RequestError(
+            "the content type is not JSON",
+            status=415,
+            found=_short(content_type or "none"),
+            wanted="Content-Type: application/json",
+        )
+
+
+def _quickly(body: bytes) -> dict[str, Any] | None:
+    """Return what orjson reads, or None where the strict parser must decide.
+
+    orjson makes floats of whole numbers beyond 64 bits and keeps the last of equal keys. Every key has its own colon,
+    so where there are as many colons as keys in the result no key was lost (and no text holds a colon). A result with
+    fewer keys proves nothing.
+    """
+    if _LOADS is None or _LONG_NUMBER in body.translate(_DIGITS):
+        return None
     try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique)
+        value = _LOADS(body)
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    return value if _keys_in(value) == body.count(b":") else None
+
+
+def _keys_in(value: dict[str, Any]) -> int:
+    """Return how many keys there are in objects and lists of objects; what stands deeper in lists is not counted."""
+    count = len(value)
+    for item in value.values():
+        if type(item) is dict:
+            count += _keys_in(item)
+        elif type(item) is list and item and type(item[0]) is dict:
+            count += sum(_keys_in(inner) for inner in item if type(inner) is dict)
+    return count
+
+
+def _strictly(body: bytes, finite: bool) -> Any:
+    try:
+        value = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant if finite else None
+        )
     except UnicodeDecodeError as error:
         raise RequestError("the body is not UTF-8", found=f"byte {body[error.start]:#04x} at {error.start}") from None
     except json.JSONDecodeError as error:
@@ -65,45 +187,43 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError):  # a number of more than 4300 digits
         raise RequestError("the body is not JSON that can be read", wanted="numbers of usual length") from None
-    if not isinstance(value, dict):
-        raise RequestError("the body is not a JSON object", wanted='{"prompt": "...", ...}')
-    if _SURROGATE.search(body):
+    if isinstance(value, dict) and _SURROGATE.search(body):
         _refuse_lone_surrogates(value)
     return value
 
 
-def _check_headers(request: Request, limit: int) -> None:
-    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
-    charset = parameters.partition("charset=")[2].strip(' "').lower()
-    if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8"):
-        raise RequestError(
-            "the content type is not JSON",
-            status=415,
-            found=_short(request.headers.get("content-type", "none")),
-            wanted="Content-Type: application/json",
-        )
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise RequestError("compressed bodies are not read", status=415, fix="send the body as it is")
-    length = request.headers.get("content-length", "0")
-    declared = int(length[:20]) if length.isdecimal() else 0
-    if declared > limit and ("expect" in request.headers or declared > _DRAINED * limit):
+def _check_headers(headers: Iterable[tuple[bytes, bytes]], limit: int) -> None:
+    expects = False
+    declared = 0
+    for name, value in headers:
+        if name == b"content-length":
+            declared = int(value[:20]) if value.isdigit() else 0
+        elif name == b"expect":
+            expects = True
+        elif name == b"content-encoding" and value != b"identity":
+            raise RequestError("compressed bodies are not read", status=415, fix="send the body as it is")
+    if declared > limit and (expects or declared > limit + _DRAINED):
         raise _too_large(limit)
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(receive: Receive, limit: int) -> bytes:
     """Return the body. One that is a little too long is read to its end, so that the client hears why it is refused."""
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
+    more = True
+    while more and size <= limit + _DRAINED:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestError("the client went away before its body was here")
+        part = message.get("body", b"")
+        more = message.get("more_body", False)
         size += len(part)
         parts.append(part)
         if size > limit:
             parts.clear()
-        if size > _DRAINED * limit:
-            break
     if size > limit:
         raise _too_large(limit)
-    return b"".join(parts)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _too_large(limit: int) -> RequestError:
@@ -112,6 +232,8 @@ def _too_large(limit: int) -> RequestError:
 
 def _too_deep(body: bytes) -> bool:
     """Return whether brackets remain after removing the innermost pairs DEPTH_LIMIT times (a few ms for 1 MiB)."""
+    if body.count(b"[") + body.count(b"{") <= DEPTH_LIMIT:
+        return False  # what does not match is left to the parser
     brackets = _STRING.sub(b"", body).translate(_ONE_KIND, _NO_BRACKET)
     for _ in range(DEPTH_LIMIT):
         fewer = brackets.replace(b"[]", b"")
@@ -119,6 +241,10 @@ def _too_deep(body: bytes) -> bool:
             break
         brackets = fewer
     return bool(brackets)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise RequestError(f"the body has {name}, which JSON does not know", wanted="finite numbers")
 
 
 def _refuse_lone_surrogates(value: dict[str, Any]) -> None:

@@ -1,33 +1,81 @@
-"""What every request passes first: Host check, API key; and last: errors in one form, an id, metrics.
+"""What every request passes first: Host and Origin, API key, rate, path; and last: errors in one form, an id, counts.
 
 A browser page elsewhere can't use a server on this machine: with a loopback address only loopback names are taken as
-Host (DNS rebinding), there are no CORS headers, and bodies must be declared as JSON. Not here: routes.
+Host (DNS rebinding), what changes something or opens a websocket must not come from another page's Origin, and there
+are no CORS headers. The order is cheapest first, and nothing is told to whom a check has turned away. All of it holds
+for every route and for websockets. Not here: routes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import base64
+import binascii
 import ipaddress
 import logging
+import os
+import random
+import re
 import time
-import uuid
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepseek.errors import RequestError
 from deepseek.serve.monitoring.metrics import Metrics
+from deepseek.serve.page.files import OPEN_PATHS
 from deepseek.serve.rest.answer import internal_error
-from deepseek.serve.rest.reply import error_reply
+from deepseek.serve.rest.reply import error_reply, json_reply
+from deepseek.serve.security.audit import FIELDS, AuditLog
+from deepseek.serve.security.keys import KeyRing
+from deepseek.serve.security.limits import RateLimiter, client_of
+from deepseek.serve.security.urls import Fetcher
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _LOG = logging.getLogger("deepseek.serve")
 
-OPEN_ROUTES = frozenset({"/", "/health", "/ready"})
-"""Routes that need no API key: the page's HTML and the probes. They tell nothing of the models' answers."""
-KNOWN_ROUTES = OPEN_ROUTES | {"/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions"}
+OPEN_ROUTES = frozenset({"/health", "/ready", "/v2/health/live", "/v2/health/ready"}) | OPEN_PATHS
+"""Routes that need no API key: the page's files and the probes. They tell nothing of the models' answers."""
+KNOWN_ROUTES = OPEN_ROUTES | {
+    "/metrics",
+    "/openapi.json",
+    "/page/models",
+    "/page/numbers",
+    "/v1/audio/stream",
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/v2",
+    "/v2/repository/index",
+}
+PATH_LIMIT = 1024
+"""Characters of the longest path that can be a route's."""
+KEY_PROTOCOL = "key."
+"""A browser can't set a websocket's headers: it offers the subprotocol `key.` + base64url(key) beside its own."""
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_BAD_PATH = re.compile(r"(?:^|/)\.\.?(?:/|$)|//|[\\\x00-\x1f\x7f-\x9f]")
+_HIDDEN = re.compile(rb"%(?:2f|5c|25)", re.IGNORECASE)  # a slash, a backslash, a second round of encoding
+_NAMED = re.compile(
+    r"/v1/models/[^/:]+(?P<v1>/versions/[^/:]+)?(?P<verb>:predict)?"
+    r"|/v2/(?P<repository>repository/)?models/[^/]+(?P<v2>/versions/[^/]+)?(?P<part>/(?:ready|infer|generate|generate_stream|load|unload))?"
+)
+
+
+class Guard(NamedTuple):
+    """What a server's gateway checks and keeps; None leaves a check out."""
+
+    hosts: frozenset[str] | None = None
+    """Names that a Host header may carry."""
+    keys: KeyRing | None = None
+    limiter: RateLimiter | None = None
+    audit: AuditLog | None = None
+    fetcher: Fetcher | None = None
+    """Gets content that a request names by URL."""
+    facts: Callable[[], dict[str, Any]] | None = None
+    """What `/health` tells beside "alive": which worker this is and how often workers were restarted."""
 
 
 def is_loopback(host: str) -> bool:
@@ -49,40 +97,47 @@ class Gateway:
     """ASGI middleware around all routes."""
 
     def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        api_key: str | None,
-        hosts: frozenset[str] | None,
-        metrics: Metrics,
-        retry_after: Callable[[], int],
+        self, app: ASGIApp, *, metrics: Metrics, retry_after: Callable[[], int], guard: Guard | None = None
     ) -> None:
         self._app = app
-        self._key = None if api_key is None else _digest(api_key.encode())
-        self._hosts = hosts
+        self._guard = guard or Guard()
         self._metrics = metrics
         self._retry_after = retry_after
+        self._ids = _request_ids()
+        self._good_hosts: set[bytes] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request; anything but HTTP is passed on."""
-        if scope["type"] != "http":
+        """Handle one request or websocket; anything else (the start and the end) is passed on."""
+        kind = scope["type"]
+        if kind == "lifespan":
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
-        request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        request_id = state["request_id"] = next(self._ids)
+        id_header = (b"x-request-id", request_id.encode())
         status = 0
+        holder: str | None = None
 
         async def tagged(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            step = message["type"]
+            if step == "http.response.start" or step == "websocket.http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], id_header]
+            elif step == "websocket.accept":
+                status = 101
+                message["headers"] = [*message.get("headers", ()), id_header]
+            elif step == "websocket.close" and not status:
+                status = 403  # what a server answers for an application that closes before it accepts
             await send(message)
 
         try:
-            self._check(scope)
-            await self._app(scope, receive, tagged)
+            holder = self._admit(scope, state)
+            if self._guard.facts is not None and scope["path"] == "/health" and scope.get("method") in ("GET", "HEAD"):
+                await json_reply({"status": "alive", **self._guard.facts()})(scope, receive, tagged)
+            else:
+                await self._app(scope, receive, tagged)
         except Exception as error:
             if status:
                 _LOG.exception("request %s failed after its answer began", request_id)
@@ -90,43 +145,165 @@ class Gateway:
             refusal = error if isinstance(error, RequestError) else internal_error(request_id)
             if refusal is not error:
                 _LOG.error("request %s failed", request_id, exc_info=error)
-            await error_reply(refusal, request_id, self._headers(refusal))(scope, receive, tagged)
+            status = refusal.status
+            await self._refuse(refusal, request_id, scope, receive, tagged)
         finally:
-            self._metrics.request(_route(scope["path"]), status, time.monotonic() - started)
+            if holder is not None and self._guard.limiter is not None:
+                self._guard.limiter.release(holder)
+            seconds = time.monotonic() - started
+            route = route_of(scope["path"][:PATH_LIMIT])
+            self._metrics.request(route, status, seconds)
+            if self._guard.audit is not None:
+                self._record(self._guard.audit, scope, (route, status, seconds))
 
-    def _check(self, scope: Scope) -> None:
-        """Raise RequestError for a foreign Host (403) or a missing or wrong key (401)."""
-        headers = scope["headers"]
-        if self._hosts is not None:
-            names = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
-            if not names or any(_without_port(name) not in self._hosts for name in names):
-                raise RequestError(
-                    "this Host is not served here", status=403, fix="use http://127.0.0.1 or --allowed-host"
-                )
-        if self._key is not None and scope["path"] not in OPEN_ROUTES:
-            given = next((value for name, value in headers if name == b"authorization"), b"")
-            scheme, _, key = given.partition(b" ")
-            if not hmac.compare_digest(_digest(key.strip()), self._key) or scheme.lower() != b"bearer":
-                raise RequestError(
+    def _admit(self, scope: Scope, state: dict[str, Any]) -> str | None:
+        """Let a request in; return the client whose open request it is, where those are counted.
+
+        Raises RequestError: 403 for a foreign Host or Origin, 401 for a missing or wrong key, 429, 404 for a bad path.
+        """
+        guard = self._guard
+        host: bytes | None = None
+        authorization = origin = protocols = b""
+        for name, value in scope["headers"]:
+            if name == b"host":
+                if host is not None:
+                    raise RequestError("there are two Host headers", status=403, wanted="one")
+                host = value
+            elif name == b"authorization":
+                authorization = value
+            elif name == b"origin":
+                origin = value
+            elif name == b"sec-websocket-protocol":
+                protocols = value
+        if guard.hosts is not None and host not in self._good_hosts:
+            self._check_host(host or b"", guard.hosts)
+        if origin and scope.get("method", "") not in _SAFE:
+            self._check_origin(origin, host or b"")
+        path = scope["path"]
+        holder = None
+        if path not in OPEN_ROUTES:
+            if guard.keys is not None or guard.limiter is not None:
+                holder = self._check_client(scope, state, authorization, protocols)
+            if len(path) > PATH_LIMIT or not _is_plain(path, (scope.get("raw_path") or b"")[: 3 * PATH_LIMIT + 1]):
+                raise RequestError("there is no such path here", status=404)
+        return holder
+
+    def _check_host(self, host: bytes, hosts: frozenset[str]) -> None:
+        if _without_port(host.decode("latin-1").lower()) not in hosts:
+            raise RequestError("this Host is not served here", status=403, fix="use http://127.0.0.1 or --allowed-host")
+        if len(self._good_hosts) < 64:  # one name with all its ports would be many
+            self._good_hosts.add(host)
+
+    def _check_origin(self, origin: bytes, host: bytes) -> None:
+        """Raise RequestError where a page of another host would change something or open a websocket."""
+        _, _, place = origin.decode("latin-1").lower().partition("://")
+        if place != host.decode("latin-1").lower() and _without_port(place) not in (self._guard.hosts or ()):
+            raise RequestError("pages of other hosts can't use this server", status=403, fix="--allowed-host NAME")
+
+    def _check_client(self, scope: Scope, state: dict[str, Any], authorization: bytes, protocols: bytes) -> str | None:
+        """Check key and rate, and note the key's name in `state`."""
+        guard = self._guard
+        client = f"address {client_of((scope.get('client') or ('',))[0])}" if guard.limiter is not None else ""
+        rate = None
+        if guard.keys is not None:
+            scheme, _, key = authorization.partition(b" ")
+            if scheme.lower() != b"bearer":
+                key = _key_among(protocols) if scope["type"] == "websocket" else b""
+            owner = guard.keys.allows(key.strip()) if key else None
+            if owner is None:
+                refusal = guard.limiter.check(client) if guard.limiter is not None else None  # guesses count too
+                raise refusal or RequestError(
                     "missing or wrong API key", status=401, wanted="the header Authorization: Bearer KEY"
                 )
+            state["key"] = owner.name
+            client, rate = f"key {owner.name}", owner.requests_per_minute
+        if guard.limiter is None:
+            return None
+        refusal = guard.limiter.check(client, rate) or guard.limiter.acquire(client)
+        if refusal is not None:
+            raise refusal
+        return client
 
-    def _headers(self, error: RequestError) -> dict[str, str]:
+    async def _refuse(self, error: RequestError, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: dict[str, str] = {}
         if error.status == 401:
-            return {"www-authenticate": "Bearer"}
-        return {"retry-after": str(self._retry_after())} if error.status in (429, 503) else {}
+            headers["www-authenticate"] = "Bearer"
+        elif error.status in (429, 503):
+            headers["retry-after"] = str(getattr(error, "retry_after", 0) or self._retry_after())
+        if scope["type"] == "websocket":
+            if "websocket.http.response" not in scope.get("extensions", {}):
+                await send({"type": "websocket.close", "code": 1008, "reason": error.problem[:120]})
+                return
+            send = _as_websocket(send)
+        await error_reply(error, request_id, headers)(scope, receive, send)
+
+    def _record(self, audit: AuditLog, scope: Scope, ended: tuple[str, int, float]) -> None:
+        state = scope["state"]
+        route, status, seconds = ended
+        record: dict[str, Any] = {
+            "request_id": state["request_id"],
+            "key": state.get("key"),
+            "client": (scope.get("client") or (None,))[0],
+            "method": scope.get("method", "WEBSOCKET"),
+            "route": route,
+            **{name: state.get(name) for name in FIELDS},
+            "status": status,
+            "seconds": round(seconds, 6),
+        }
+        if audit.log_prompts and "prompt" in state:
+            record["prompt"] = state["prompt"]
+        audit.write(record)
 
 
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()  # equal lengths, so that comparing tells nothing about the key's
+@lru_cache(maxsize=1024)
+def route_of(path: str) -> str:
+    """Return a label of few values for a path: paths are the client's choice."""
+    if path in KNOWN_ROUTES:
+        return path
+    match = _NAMED.fullmatch(path)
+    if match is None:
+        return "other"
+    if path.startswith("/v1/"):
+        version, verb = match["v1"], match["verb"] or ""
+        return f"/v1/models/{{name}}{'/versions/{version}' if version else ''}{verb}"
+    version, part = match["v2"], match["part"] or ""
+    return f"/v2/{match['repository'] or ''}models/{{name}}{'/versions/{version}' if version else ''}{part}"
+
+
+def _request_ids() -> Iterator[str]:
+    """Yield ids of 128 random bits, from a generator of its own: they name requests, they guard nothing."""
+    bits = random.Random(os.urandom(32)).getrandbits
+    while True:
+        yield f"{bits(128):032x}"
+
+
+@lru_cache(maxsize=1024)
+def _is_plain(path: str, raw_path: bytes) -> bool:
+    """Return whether a path means the same to every reader (RFC 3986, section 6.2.2)."""
+    return not (len(raw_path) > 3 * PATH_LIMIT or _BAD_PATH.search(path) or _HIDDEN.search(raw_path))
+
+
+def _key_among(protocols: bytes) -> bytes:
+    """Return the key offered as a websocket's subprotocol, or nothing."""
+    for offered in protocols.decode("latin-1").split(","):
+        name = offered.strip()
+        if name.startswith(KEY_PROTOCOL):
+            text = name.removeprefix(KEY_PROTOCOL)
+            try:
+                return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            except (binascii.Error, ValueError):
+                return b""
+    return b""
+
+
+def _as_websocket(send: Send) -> Send:
+    """Return a `send` that gives a reply to HTTP as the refusal of a websocket (ASGI's websocket.http.response)."""
+
+    async def translated(message: Message) -> None:
+        await send({**message, "type": f"websocket.{message['type']}"})
+
+    return translated
 
 
 def _without_port(host: str) -> str:
     return host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
-
-
-def _route(path: str) -> str:
-    """Return a label of few values: paths are the client's choice."""
-    if path in KNOWN_ROUTES:
-        return path
-    return "/v1/models/{name}" if path.startswith("/v1/models/") else "other"

@@ -1,9 +1,9 @@
-"""What a client may ask: strict, bounded forms of OpenAI's completion and chat requests.
+"""What a client may ask: strict, bounded forms of OpenAI's completion, chat and embedding requests.
 
 Every number is bounded before anything is allocated for it; an unknown field is refused with the nearest known name.
-Besides OpenAI's fields there are `top_k` and `repetition_penalty`. `user` is accepted and not used. Fields of OpenAI's
-interface that this server has no use for are accepted at the value that changes nothing (`NEUTRAL`) and refused
-otherwise. `null` means the default. Not here: whether the prompt fits the model.
+Besides OpenAI's fields there are `top_k`, `repetition_penalty` and, in a chat, `session_id`. `user` is accepted and not
+used. Fields of OpenAI's interface that this server has no use for are accepted at the value that changes nothing
+(`NEUTRAL`) and refused otherwise. `null` means the default. Not here: whether the prompt fits the model.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ MAX_FIELDS = 64
 """Fields of one body, known or not."""
 MAX_ANSWERS = 16
 """Answers of one request: prompts times `n`."""
+MAX_EMBEDDINGS = 64
+"""Texts of one request for embeddings."""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "logit_bias": ({},),
     "presence_penalty": (0, 0.0),
     "frequency_penalty": (0, 0.0),
@@ -47,17 +47,27 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "metadata": ({},),
     "store": (False,),
     "service_tier": ("auto", "default"),
+    "dimensions": (),
 }
 """Fields of OpenAI's interface without a use here, each with the values that ask for nothing."""
 
 
-class _Form(BaseModel):
+class Form(BaseModel):
+    """A strict form: nothing unknown, nothing converted, nothing infinite."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+_Stop = Annotated[str, Field(min_length=1, max_length=128)]
+_Likeliest = Annotated[int, Field(ge=0, le=5)]
+_Token = Annotated[int, Field(ge=0)]
+_Tokens = Annotated[list[_Token], Field(min_length=1)]
+Prompt = str | Annotated[list[str], Field(min_length=1)] | _Tokens | Annotated[list[_Tokens], Field(min_length=1)]
+"""The spellings of one or more texts, given as text or as token ids."""
 
 
 def _one_or_more(value: Any) -> Any:
@@ -88,6 +98,10 @@ def _model_name(value: str) -> str:
     return value
 
 
+def _number_or_none(value: Any) -> Any:
+    return None if value is False else value  # the chat's spelling of "no log probabilities"
+
+
 def _text_of_parts(value: Any) -> Any:
     """Return the text of a message given as a list of text parts; anything else as it is."""
     if not isinstance(value, list):
@@ -100,13 +114,42 @@ def _text_of_parts(value: Any) -> Any:
     return "".join(part["text"] for part in value)
 
 
-class StreamOptions(_Form):
+class TextPart(Form):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class StreamOptions(Form):
     """How to stream."""
 
     include_usage: bool = False
 
 
-class SamplingForm(_Form):
+class JsonSchemaFormat(Form):
+    """A JSON schema that the answer must follow."""
+
+    name: str = Field("answer", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = Field(None, max_length=4096)
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Form):
+    """What the answer must be: any text, any JSON object, or JSON that follows a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_named(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise PydanticCustomError("json_schema", '"json_schema" with the type "json_schema", and only with it')
+        return self
+
+
+class SamplingForm(Form):
     """The fields that completion and chat requests have in common."""
 
     model: Annotated[str, AfterValidator(_model_name)] | None = None
@@ -117,11 +160,14 @@ class SamplingForm(_Form):
     repetition_penalty: float = Field(1.0, ge=0.1, le=10)
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
     n: int = Field(1, ge=1, le=8)
-    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], BeforeValidator(_one_or_more)] = Field(
-        [], max_length=16
-    )
+    stop: Annotated[
+        list[_Stop],
+        Field(max_length=16),
+        BeforeValidator(_one_or_more, json_schema_input_type=_Stop | Annotated[list[_Stop], Field(max_length=16)]),
+    ] = []
     stream: bool = False
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
     user: str | None = Field(None, max_length=256)
 
     @model_validator(mode="after")
@@ -139,7 +185,15 @@ class SamplingForm(_Form):
 class CompletionForm(SamplingForm):
     """The body of `/v1/completions`."""
 
-    prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompts)]
+    prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompts, json_schema_input_type=Prompt)]
+    logprobs: Annotated[
+        _Likeliest | None, BeforeValidator(_number_or_none, json_schema_input_type=_Likeliest | Literal[False] | None)
+    ] = None
+
+    @property
+    def likeliest(self) -> int | None:
+        """How many likely tokens are told at each place beside the chosen one; None: no log probabilities."""
+        return self.logprobs
 
     @model_validator(mode="after")
     def _bounded_answers(self) -> Self:
@@ -148,11 +202,11 @@ class CompletionForm(SamplingForm):
         return self
 
 
-class Message(_Form):
+class Message(Form):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text_of_parts)]
+    content: Annotated[str, BeforeValidator(_text_of_parts, json_schema_input_type=str | list[TextPart])]
 
 
 class ChatForm(SamplingForm):
@@ -160,6 +214,26 @@ class ChatForm(SamplingForm):
 
     messages: list[Message] = Field(min_length=1, max_length=1024)
     max_completion_tokens: int | None = Field(None, ge=1, le=16384)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    session_id: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+
+    @property
+    def likeliest(self) -> int | None:
+        """How many likely tokens are told at each place beside the chosen one; None: no log probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _top_logprobs_need_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError("top_logprobs", "logprobs: true beside it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_answer_in_a_session(self) -> Self:
+        if self.session_id is not None and self.n > 1:
+            raise PydanticCustomError("n", "1 in a session, which goes on with one answer")
+        return self
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -168,18 +242,42 @@ class ChatForm(SamplingForm):
         return self
 
 
-_SECTIONS: Mapping[str, type[_Form]] = {"messages": Message, "stream_options": StreamOptions}
-_AnyForm = TypeVar("_AnyForm", bound=SamplingForm)
+class EmbeddingForm(Form):
+    """The body of `/v1/embeddings`."""
+
+    model: Annotated[str, AfterValidator(_model_name)] | None = None
+    input: Annotated[list[str] | list[list[int]], PlainValidator(_prompts, json_schema_input_type=Prompt)]
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = Field(None, max_length=256)
+
+    @model_validator(mode="after")
+    def _bounded_inputs(self) -> Self:
+        if len(self.input) > MAX_EMBEDDINGS:
+            raise PydanticCustomError("input", f"at most {MAX_EMBEDDINGS} texts")
+        return self
+
+
+_SECTIONS: Mapping[str, type[Form]] = {
+    "messages": Message,
+    "stream_options": StreamOptions,
+    "response_format": ResponseFormat,
+}
+_AnyForm = TypeVar("_AnyForm", bound=Form)
 
 
 def parse(form: type[_AnyForm], body: Mapping[str, Any]) -> _AnyForm:
-    """Return `body` as `form`. Raises RequestError (400) with the first wrong field named."""
+    """Return `body` as an OpenAI form. Raises RequestError (400) with the first wrong field named."""
     if len(body) > MAX_FIELDS:
         raise RequestError("too many fields", found=len(body), wanted=f"at most {MAX_FIELDS}")
     known = form.model_fields.keys() | NEUTRAL.keys()
     values = {name: value for name, value in body.items() if not (value is None and name in known)}
     for name in NEUTRAL.keys() & values.keys():
         _refuse_unless_neutral(name, values.pop(name))
+    return checked(form, values)
+
+
+def checked(form: type[_AnyForm], values: Mapping[str, Any]) -> _AnyForm:
+    """Return `values` as `form`. Raises RequestError (400) with the first wrong field named."""
     try:
         return form.model_validate(values)
     except ValidationError as error:
@@ -188,15 +286,16 @@ def parse(form: type[_AnyForm], body: Mapping[str, Any]) -> _AnyForm:
 
 def _refuse_unless_neutral(name: str, value: Any) -> None:
     if not any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL[name]):
+        accepted = " or ".join(str(neutral) for neutral in NEUTRAL[name])
         raise RequestError(
             f"'{name}' is not supported by this server",
             field=name,
             found=shown(value),
-            fix=f"leave it out (only {' or '.join(str(neutral) for neutral in NEUTRAL[name])} is accepted)",
+            fix="leave it out" + (f" (only {accepted} is accepted)" if accepted else ""),
         )
 
 
-def _request_error(form: type[SamplingForm], detail: ErrorDetails) -> RequestError:
+def _request_error(form: type[Form], detail: ErrorDetails) -> RequestError:
     location = [str(part)[:64].encode("ascii", "backslashreplace").decode() for part in detail["loc"]]
     name = ".".join(location) or detail["type"]
     if detail["type"] == "extra_forbidden":

@@ -7,12 +7,15 @@ Not here: anything that decides or waits.
 from __future__ import annotations
 
 import json
+import struct
 import uuid
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepseek.errors import RequestError
-from deepseek.serve.text.models import ContextLengthError
+from deepseek.serve.rest.wire_logprobs import ChatLogprobs, Logprobs, TextLogprobs
+from deepseek.serve.text.models import ContextLengthError, TextModel
 
 DONE = b"data: [DONE]\n\n"
 
@@ -29,13 +32,14 @@ def event(value: Any) -> bytes:
     return b"data: " + dump(value) + b"\n\n"
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Return the token counts of a request."""
-    return {
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> dict[str, Any]:
+    """Return the token counts of a request; those of the prompt that another prompt had already are named if any."""
+    counts: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+    return counts | ({"prompt_tokens_details": {"cached_tokens": cached_tokens}} if cached_tokens else {})
 
 
 class TextWire:
@@ -48,13 +52,17 @@ class TextWire:
         """Return the choice that opens a stream; none here."""
         return None
 
-    def piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+    def piece(self, index: int, text: str, reason: str | None, logprobs: Any = None) -> dict[str, Any]:
         """Return one streamed choice."""
-        return {"text": text, "index": index, "logprobs": None, "finish_reason": reason}
+        return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}
 
-    def whole(self, index: int, text: str, reason: str) -> dict[str, Any]:
+    def whole(self, index: int, text: str, reason: str, logprobs: Any = None) -> dict[str, Any]:
         """Return one complete choice."""
-        return self.piece(index, text, reason)
+        return self.piece(index, text, reason, logprobs)
+
+    def logprobs(self, model: TextModel) -> Logprobs:
+        """Return what tells the log probabilities of one choice."""
+        return TextLogprobs(model)
 
 
 class ChatWire:
@@ -68,17 +76,21 @@ class ChatWire:
         """Return the choice that opens a stream and names the role."""
         return self._chunk(index, {"role": "assistant", "content": ""}, None)
 
-    def piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+    def piece(self, index: int, text: str, reason: str | None, logprobs: Any = None) -> dict[str, Any]:
         """Return one streamed choice."""
-        return self._chunk(index, {"content": text} if text else {}, reason)
+        return self._chunk(index, {"content": text} if text else {}, reason, logprobs)
 
-    def whole(self, index: int, text: str, reason: str) -> dict[str, Any]:
+    def whole(self, index: int, text: str, reason: str, logprobs: Any = None) -> dict[str, Any]:
         """Return one complete choice."""
         message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
-    def _chunk(self, index: int, delta: Mapping[str, str], reason: str | None) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def logprobs(self, model: TextModel) -> Logprobs:
+        """Return what tells the log probabilities of one choice."""
+        return ChatLogprobs(model)
+
+    def _chunk(self, index: int, delta: Mapping[str, str], reason: str | None, logprobs: Any = None) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
 Wire = TextWire | ChatWire
@@ -110,15 +122,23 @@ def envelope(wire: Wire, kind: str, model: str, created: int) -> dict[str, Any]:
     return {"id": wire.prefix + uuid.uuid4().hex, "object": kind, "created": created, "model": model}
 
 
-def model_card(name: str, created: int, max_length: int) -> dict[str, Any]:
+def model_card(name: str, created: int, max_length: int | None) -> dict[str, Any]:
     """Return one entry of the model list; `max_length` is ours: prompt and answer together, in tokens."""
-    return {
-        "id": name,
-        "object": "model",
-        "created": created,
-        "owned_by": "deepseek-framework",
-        "max_length": max_length,
-    }
+    card = {"id": name, "object": "model", "created": created, "owned_by": "deepseek-framework"}
+    return card if max_length is None else card | {"max_length": max_length}
+
+
+def embeddings(model: str, vectors: Sequence[Sequence[float]], tokens: int, *, base64: bool) -> dict[str, Any]:
+    """Return the answer of `/v1/embeddings`; as base64 a vector is its float32 numbers, little endian."""
+    data = [
+        {"object": "embedding", "index": index, "embedding": _packed(vector) if base64 else list(vector)}
+        for index, vector in enumerate(vectors)
+    ]
+    return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+
+def _packed(vector: Sequence[float]) -> str:
+    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode("ascii")
 
 
 def error_body(error: RequestError, request_id: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The serving engine: a bounded queue and one worker thread that lets requests take turns, token by token.
+"""The serving engine: a bounded queue and one worker thread that moves all running answers on, a token a step.
 
-It knows nothing of HTTP, files or logs: jobs come in, events go out through a callback. A job that fails takes only
-itself down. Not here: tokenization of prompts, validation, the wire format (see `rest`), and batched forward passes.
+It knows nothing of HTTP, files or logs: jobs come in, events go out through a callback. What a step computes is the
+scheduler's choice, how is the runner's. A job that fails takes only itself down; a step that fails, those in it.
+Not here: tokenization of prompts, validation, the wire format (see `rest`).
 """
 
 from __future__ import annotations
@@ -9,37 +10,41 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from itertools import takewhile
+from typing import Protocol
 
-from pydantic import Field
-
-from deepseek.config import Config
 from deepseek.errors import RequestError
-from deepseek.serve.text.stop import StopMatcher
+from deepseek.serve.text.answer import Answer, EndReason
+from deepseek.serve.text.answer_text import TextStream
+from deepseek.serve.text.events import Done, Event, Failed, Job, Piece, Sink, Stats
+from deepseek.serve.text.limits import EngineLimits
+from deepseek.serve.text.plan import Runner, Sampled, Sampling
+from deepseek.serve.text.scheduler import Scheduler, SchedulerLimits
+from deepseek.serve.text.sequence import TextSequence, positions
 
-if TYPE_CHECKING:
-    from deepseek.models.generation import SamplingConfig
-
-
-class TextStream(Protocol):
-    """Turns token ids into text, whole characters only."""
-
-    def push(self, token_id: int, /) -> str:
-        """Return the characters that became whole with this token, possibly none."""
-        ...
-
-    def finish(self) -> str:
-        """Return what is left at the end."""
-        ...
+__all__ = [
+    "Done",
+    "Engine",
+    "EngineLimits",
+    "Event",
+    "Failed",
+    "Job",
+    "Piece",
+    "Sink",
+    "Stats",
+    "TextStream",
+    "Ticket",
+    "TokenSource",
+]
 
 
 class TokenSource(Protocol):
     """What the engine needs of a model."""
 
-    def generate(self, prompt_ids: list[int], sampling: SamplingConfig) -> Iterator[int]:
-        """Yield new token ids one by one; closing the iterator frees its cache."""
+    def runner(self, limits: EngineLimits) -> Runner:
+        """Return what computes this model's steps; it holds the KV cache."""
         ...
 
     def text_stream(self) -> TextStream:
@@ -47,138 +52,19 @@ class TokenSource(Protocol):
         ...
 
 
-class EngineLimits(Config):
-    """How much one model's engine takes on."""
-
-    max_active: int = Field(8, ge=1, le=256)
-    """Answers that are generated side by side; each holds a KV cache."""
-    max_queue: int = Field(64, ge=1, le=100_000)
-    """Answers that may wait; a request beyond gets 429."""
-    request_seconds: float = Field(600.0, gt=0, le=86_400)
-    """The longest a request may take, waiting included; then it fails with 504."""
-
-
-class Job(NamedTuple):
-    """One answer to generate. `stop` are strings, `stop_ids` token ids that end it (neither is part of the text).
-
-    Without `stream` the text comes in one piece at the end, which spares the event loop a visit for each token.
-    """
-
-    prompt_ids: list[int]
-    sampling: SamplingConfig
-    stop: tuple[str, ...] = ()
-    stop_ids: frozenset[int] = frozenset()
-    stream: bool = True
-
-
-class Piece(NamedTuple):
-    """Some more text of answer number `choice`; `tokens` were generated for it so far."""
-
-    choice: int
-    text: str
-    tokens: int
-
-
-class Done(NamedTuple):
-    """Answer number `choice` is complete. Times in seconds since it was submitted; a stop token counts as a token."""
-
-    choice: int
-    reason: Literal["stop", "length", "cancelled"]
-    tokens: int
-    first_token_seconds: float
-    seconds: float
-
-
-class Failed(NamedTuple):
-    """Answer number `choice` failed: a RequestError may be told to the client, any other error belongs in the log."""
-
-    choice: int
-    error: Exception
-
-
-Event = Piece | Done | Failed
-Sink = Callable[[Event], None]
-
-
-class Stats(NamedTuple):
-    """Counts since the start, but for `waiting` and `active`, which are now."""
-
-    waiting: int
-    active: int
-    finished: int
-    cancelled: int
-    failed: int
-    refused: int
-    prompt_tokens: int
-    generated_tokens: int
-
-
 class _Cancelled(Exception):  # noqa: N818 - a signal between threads, never raised
     """The client no longer wants the answer."""
-
-
-class _Generation:
-    """One answer on its way. Only the worker touches it, except `halt`, which any thread may set."""
-
-    def __init__(self, choice: int, job: Job, sink: Sink, now: float) -> None:
-        self.choice = choice
-        self.job = job
-        self.sink = sink
-        self.submitted = now
-        self.first_token = 0.0
-        self.tokens = 0
-        self.halt: Exception | None = None
-        self._matcher = StopMatcher(job.stop)
-        self._ids: Iterator[int] | None = None
-        self._text: TextStream | None = None
-        self._kept: list[str] = []
-
-    def advance(self, model: TokenSource) -> tuple[str, Literal["stop", "length"] | None]:
-        """Generate one token; return the text to show and, at the end, the reason for it."""
-        if self._ids is None or self._text is None:
-            self._text = model.text_stream()
-            self._ids = model.generate(self.job.prompt_ids, self.job.sampling)
-        token = next(self._ids, None)
-        if token is None:
-            return self._flush(self._text), "stop"
-        self.tokens += 1
-        if token in self.job.stop_ids:
-            return self._flush(self._text), "stop"
-        shown = self._matcher.push(self._text.push(token))
-        if not self._matcher.stopped and self.tokens >= self.job.sampling.max_new_tokens:
-            shown += self._flush(self._text)
-            return shown, "stop" if self._matcher.stopped else "length"
-        return shown, "stop" if self._matcher.stopped else None
-
-    def shown(self, text: str, last: bool) -> str:
-        """Return the text to emit now: at once when streaming, else all of it with the last token."""
-        if self.job.stream:
-            return text
-        self._kept.append(text)
-        return "".join(self._kept) if last else ""
-
-    def close(self) -> None:
-        """Free the cache."""
-        close = getattr(self._ids, "close", None)
-        self._ids = None
-        if close is not None:
-            close()
-
-    def _flush(self, text: TextStream) -> str:
-        shown = self._matcher.push(text.finish())
-        return shown + self._matcher.finish()
 
 
 class Ticket:
     """A submitted request, to be cancelled from any thread."""
 
-    def __init__(self, generations: Sequence[_Generation]) -> None:
-        self._generations = generations
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self._cancel = cancel
 
     def cancel(self) -> None:
         """Stop generating within one step. Without effect on answers that are complete."""
-        for generation in self._generations:
-            generation.halt = generation.halt or _Cancelled()
+        self._cancel()
 
 
 class Engine:
@@ -194,10 +80,23 @@ class Engine:
         self._model = model
         self.limits = limits or EngineLimits()
         self._clock = clock
+        self._runner = model.runner(self.limits)
+        self._shares = getattr(self._runner, "shares_pages", True)
+        self._scheduler = Scheduler(
+            SchedulerLimits(
+                self._runner.num_blocks,
+                self._runner.block_size,
+                self.limits.max_active,
+                self.limits.max_batch_tokens,
+            )
+        )
         self._wake = threading.Condition()
-        self._waiting: deque[_Generation] = deque()
-        self._active: list[_Generation] = []
+        self._live: OrderedDict[int, Answer] = OrderedDict()  # by number, so in the order of their deadlines
+        self._arrived: list[Answer] = []
+        self._halted: list[tuple[Answer, Exception]] = []
+        self._numbers = 0
         self._counts: Counter[str] = Counter()
+        self._batch_size = 0
         self._mean_seconds = 1.0
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -205,32 +104,51 @@ class Engine:
     def submit(self, jobs: Sequence[Job], sink: Sink) -> Ticket:
         """Queue `jobs` as answers 0, 1, ... of one request: all or none.
 
-        Raises RequestError with status 429 when the queue is full, 503 when the engine is closing.
+        Raises RequestError with status 429 when the queue is full, 503 when the engine is closing, 400 for a job
+        that would not fit the memory for keys and values even alone.
         """
+        for job in jobs:
+            self._check(job)
         now = self._clock()
-        generations = [_Generation(choice, job, sink, now) for choice, job in enumerate(jobs)]
         with self._wake:
             if self._closing:
                 raise RequestError("the server is stopping", status=503, fix="try again in a moment")
-            room = self.limits.max_queue - len(self._waiting)
-            if len(generations) > room:
+            room = self.limits.max_queue - len(self._arrived) - self._scheduler.waiting
+            if len(jobs) > room:
                 self._counts["refused"] += 1
                 raise RequestError("the server has too many requests waiting", status=429, fix="try again later")
-            self._waiting.extend(generations)
+            request = self._numbers
+            answers = [
+                Answer(choice, job, self._sequence(job, request, len(jobs)), sink, now)
+                for choice, job in enumerate(jobs)
+            ]
+            self._live.update((answer.sequence.number, answer) for answer in answers)
+            self._arrived.extend(answers)
             self._counts["prompt_tokens"] += sum(len(job.prompt_ids) for job in jobs)
             self._wake.notify()
-        return Ticket(generations)
+        return Ticket(lambda: self._halt(answers, _Cancelled()))
 
     def step(self) -> bool:
-        """Admit what fits, then move every active answer on by one token. Return whether there is more to do."""
-        self._admit()
-        for generation in list(self._active):
-            self._advance(generation)
-        return bool(self._active or self._waiting)
+        """End what is cancelled or too late, then compute what the scheduler plans. Return whether there is more."""
+        self._take_in()
+        plan = self._scheduler.plan()
+        self._batch_size = len(plan.runs)
+        if plan.runs:
+            try:
+                results = self._runner.run(plan)
+                ready = self._scheduler.commit()
+                answers = self._matched(ready, results)
+            except BaseException as error:  # a model may even call exit(); that is this step's affair only
+                self._fail_step(_as_exception(error))
+            else:
+                now = self._clock()
+                for answer, result in zip(answers, results, strict=True):
+                    self._advance(answer, result, now)
+        return bool(self._live)
 
     def start(self) -> None:
         """Run `step` on a worker thread whenever there is something to do."""
-        self._thread = threading.Thread(target=self._run, name="deepseek-engine", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="deepseek-engine", daemon=True)
         self._thread.start()
 
     def close(self, drain_seconds: float = 0.0) -> None:
@@ -246,14 +164,27 @@ class Engine:
     def abort(self, error: Exception) -> None:
         """Fail everything that waits or runs with `error`."""
         with self._wake:
-            for generation in [*self._waiting, *self._active]:
-                generation.halt = generation.halt or error
+            self._halt(list(self._live.values()), error)
 
     def stats(self) -> Stats:
         """Return the counters."""
+        scheduler, counts = self._scheduler, self._counts
         with self._wake:
-            counts = [self._counts[name] for name in Stats._fields[2:]]
-            return Stats(len(self._waiting), len(self._active), *counts)
+            return Stats(
+                waiting=len(self._arrived) + scheduler.waiting,
+                active=scheduler.active,
+                finished=counts["finished"],
+                cancelled=counts["cancelled"],
+                failed=counts["failed"],
+                refused=counts["refused"],
+                prompt_tokens=counts["prompt_tokens"],
+                generated_tokens=counts["generated_tokens"],
+                cached_tokens=scheduler.cached_tokens,
+                preemptions=scheduler.preemptions,
+                blocks_used=scheduler.pool.used,
+                blocks_total=scheduler.pool.total,
+                batch_size=self._batch_size if self._live else 0,
+            )
 
     def retry_after(self) -> int:
         """Return the seconds after which a refused client should try again, by what recent answers took."""
@@ -261,92 +192,133 @@ class Engine:
         rounds = (stats.waiting + stats.active) / self.limits.max_active
         return max(1, min(60, math.ceil(self._mean_seconds * rounds)))
 
-    def _run(self) -> None:
+    def _check(self, job: Job) -> None:
+        if not job.prompt_ids:
+            raise RequestError("the prompt has no tokens", field="prompt", wanted="at least one token")
+        size, pages = self._runner.block_size, self._scheduler.pool.total
+        tokens = positions(len(job.prompt_ids), job.sampling.max_new_tokens)
+        if -(-tokens // size) > pages:
+            raise RequestError(
+                "the request does not fit the server's memory for keys and values",
+                field="max_tokens" if len(job.prompt_ids) < pages * size else "prompt",
+                found=f"{len(job.prompt_ids)} tokens of prompt and {job.sampling.max_new_tokens} of answer",
+                wanted=f"at most {pages * size + 1} together",
+                fix="shorten the prompt or lower max_tokens",
+            )
+
+    def _sequence(self, job: Job, request: int, answers: int) -> TextSequence:
+        """Return a sequence that shares pages: with all of its tenant, or without a prefix cache within its request."""
+        salt: Hashable = job.salt if self.limits.prefix_cache else (request, job.salt)
+        shares = self._shares and (self.limits.prefix_cache or answers > 1)
+        sampling = Sampling(job.sampling, job.logprobs, job.constraint)
+        self._numbers += 1
+        return TextSequence(self._numbers, job.prompt_ids, sampling, self._scheduler.root(salt) if shares else None)
+
+    def _halt(self, answers: Sequence[Answer], reason: Exception) -> None:
+        with self._wake:
+            for answer in answers:
+                if not answer.halted and answer.sequence.number in self._live:
+                    answer.halted = True
+                    self._halted.append((answer, reason))
+
+    def _work(self) -> None:
         while True:
             with self._wake:
-                while not (self._waiting or self._active or self._closing):
+                while not (self._live or self._closing):
                     self._wake.wait()
-                if self._closing and not (self._waiting or self._active):
+                if self._closing and not self._live:
                     return
             try:
                 self.step()
             except Exception as error:  # an error of ours: the worker lives on all the same
-                for generation in list(self._active):
-                    self._end(generation, Failed(generation.choice, error))
+                self._begin_anew(error)
 
-    def _admit(self) -> None:
+    def _begin_anew(self, error: Exception) -> None:
+        """Fail all there is and trust nothing of the old schedule."""
         with self._wake:
-            dropped = [
-                (generation, verdict)
-                for generation in self._waiting
-                if (verdict := self._verdict(generation)) is not None
-            ]
-            for generation, _ in dropped:
-                self._waiting.remove(generation)
-            while self._waiting and len(self._active) < self.limits.max_active:
-                self._active.append(self._waiting.popleft())
-        for generation, verdict in dropped:
-            self._finish(generation, verdict)
+            self._scheduler = Scheduler(self._scheduler.limits)
+            self._arrived.clear()
+            self._halted.clear()
+            live = list(self._live.values())
+        for answer in live:
+            self._finish(answer, error)
 
-    def _verdict(self, generation: _Generation) -> Done | Failed | None:
-        """Return how an answer ends that was cancelled, aborted or is too late; None while it may go on."""
-        if isinstance(generation.halt, _Cancelled):
-            return self._done(generation, "cancelled")
-        if generation.halt is not None:
-            return Failed(generation.choice, generation.halt)
-        if self._clock() - generation.submitted > self.limits.request_seconds:
-            problem = f"the request took longer than {self.limits.request_seconds:g} s"
-            return Failed(generation.choice, RequestError(problem, status=504, fix="ask for fewer tokens or try later"))
-        return None
+    def _take_in(self) -> None:
+        """Let new answers wait for their turn, and end those that nobody wants any more or that took too long."""
+        too_early = self._clock() - self.limits.request_seconds
+        with self._wake:
+            for answer in self._arrived:
+                self._scheduler.add(answer.sequence)
+            self._arrived.clear()
+            halted, self._halted = self._halted, []
+            late = list(takewhile(lambda answer: answer.submitted < too_early, self._live.values()))
+        problem = f"the request took longer than {self.limits.request_seconds:g} s"
+        for answer in late:
+            if not answer.halted:
+                error = RequestError(problem, status=504, fix="ask for fewer tokens or try later")
+                self._end(answer, error)
+        for answer, reason in halted:
+            if answer.sequence.number in self._live:
+                self._end(answer, reason)
 
-    def _advance(self, generation: _Generation) -> None:
-        verdict = self._verdict(generation)
-        if verdict is not None:
-            self._end(generation, verdict)
+    def _matched(self, ready: Sequence[TextSequence], results: Sequence[Sampled]) -> list[Answer]:
+        """Return the answers that the results are for. Raises RuntimeError where they are not those planned."""
+        wanted = [sequence.number for sequence in ready]
+        found = [result.sequence for result in results]
+        if found != wanted:
+            raise RuntimeError(f"the runner answered for sequences {found} where {wanted} were planned")
+        return [self._live[number] for number in wanted]
+
+    def _fail_step(self, error: Exception) -> None:
+        for sequence in self._scheduler.abandon():
+            self._finish(self._live[sequence.number], error)
+
+    def _advance(self, answer: Answer, result: Sampled, now: float) -> None:
+        """Take an answer's next token: show what may be shown, end it where it ends."""
+        if result.error is not None:
+            self._end(answer, result.error, damaged=True)
             return
-        before = generation.tokens
         try:
-            text, reason = generation.advance(self._model)
-        except BaseException as error:  # a model may even call exit(); that is this request's affair only
-            self._end(generation, Failed(generation.choice, _as_exception(error)))
+            reason, shown = answer.take(result, now, self._model.text_stream)
+        except Exception as error:  # a decoder that fails takes its own answer down
+            self._end(answer, error)
             return
-        if before == 0 and generation.tokens:
-            generation.first_token = self._clock()
-        text = generation.shown(text, reason is not None)
-        if text:
-            self._emit(generation, Piece(generation.choice, text, generation.tokens))
+        if shown.text or shown.logprobs:
+            self._emit(answer, Piece(answer.choice, shown.text, answer.tokens, shown.logprobs))
         if reason is not None:
-            self._end(generation, self._done(generation, reason))
+            self._end(answer, reason)
 
-    def _done(self, generation: _Generation, reason: Literal["stop", "length", "cancelled"]) -> Done:
-        seconds = self._clock() - generation.submitted
-        first = generation.first_token - generation.submitted if generation.tokens else seconds
-        return Done(generation.choice, reason, generation.tokens, first, seconds)
+    def _end(self, answer: Answer, how: EndReason | Exception, *, damaged: bool = False) -> None:
+        self._scheduler.remove(answer.sequence, damaged=damaged)
+        self._finish(answer, how)
 
-    def _end(self, generation: _Generation, event: Done | Failed) -> None:
-        """Free the cache, leave the active ones, and tell how it ended."""
+    def _finish(self, answer: Answer, how: EndReason | Exception) -> None:
+        """Have the runner forget an answer that has no pages any more, and tell how it ended."""
         try:
-            generation.close()
+            self._runner.release(answer.sequence.number)
         except Exception as error:
-            event = Failed(generation.choice, error)
+            how = error
+        now = self._clock()
+        event: Done | Failed
+        if isinstance(how, _Cancelled):
+            outcome, event = "cancelled", answer.done("cancelled", now)
+        elif isinstance(how, Exception):
+            outcome, event = "failed", Failed(answer.choice, how)
+        else:
+            outcome, event = "finished", answer.done(how, now)
         with self._wake:
-            self._active.remove(generation)
-        self._finish(generation, event)
-
-    def _finish(self, generation: _Generation, event: Done | Failed) -> None:
-        outcome = "failed" if isinstance(event, Failed) else "cancelled" if event.reason == "cancelled" else "finished"
-        with self._wake:
+            del self._live[answer.sequence.number]
             self._counts[outcome] += 1
-            self._counts["generated_tokens"] += generation.tokens
-            if isinstance(event, Done) and outcome == "finished":
-                self._mean_seconds += 0.2 * (event.seconds - self._mean_seconds)
-        self._emit(generation, event)
+            self._counts["generated_tokens"] += answer.tokens
+            if outcome == "finished":
+                self._mean_seconds += 0.2 * (now - answer.submitted - self._mean_seconds)
+        self._emit(answer, event)
 
-    def _emit(self, generation: _Generation, event: Event) -> None:
+    def _emit(self, answer: Answer, event: Event) -> None:
         try:
-            generation.sink(event)
+            answer.sink(event)
         except Exception:  # nobody listens any more (a closed event loop): stop working for them
-            generation.halt = generation.halt or _Cancelled()
+            self._halt([answer], _Cancelled())
 
 
 def _as_exception(error: BaseException) -> Exception:

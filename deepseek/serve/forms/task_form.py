@@ -1,0 +1,131 @@
+"""The form that every task has: a taker, the task's `predict`, a giver; and the options beside an instance.
+
+An instance is the content itself ("a text", {"b64": ...}, a row), or, to ask for something beside it, an object with
+the content under its name: {"text": "...", "top_k": 3}, {"row": {...}, "top_k": 3}, {"b64": ..., "mask": "runs"}.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import nn
+
+from deepseek.errors import DataError, ModelError, RequestError
+from deepseek.serve.forms.calls import Calls, Predicts, run_task
+from deepseek.serve.forms.checks import known_keys, object_schema, refused, shown, whole_of
+from deepseek.serve.forms.form import Giver, Gives, Row, Schema, Taken, Taker, Takes
+
+_RAW = ("image", "audio", "volume")
+_FREE_KEYS = ("row", "tensors")
+_NO_OPTIONS = ("atoms", "texts", "label")
+
+
+class TaskForm:
+    """See `deepseek.serve.forms.form.Form`. Without `calls` the form needs the model."""
+
+    def __init__(self, task: Predicts, taker: Taker, giver: Giver, calls: Calls | None) -> None:
+        self._task, self._taker, self._giver, self._calls = task, taker, giver, calls
+        self.takes: Takes = taker.takes
+        self.gives: Gives = giver.gives
+        self.needs_model = calls is None
+        self.request_schema: Schema = _request_schema(taker, giver)
+        self.answer_schema: Schema = giver.schema
+
+    def to_inputs(self, instance: Any) -> dict[str, NDArray[Any]]:
+        """Return the model's inputs of one instance, a `Row`. Raises RequestError."""
+        if self._calls is None:
+            raise RequestError(
+                f"a model for {self._task.name} answers whole instances, it has no call of fixed shapes",
+                status=501,
+                fix="send instances to the :predict route",
+            )
+        taken, options = self._taken(instance)
+        try:
+            inputs = self._calls.inputs(taken.batch)
+        except (DataError, ModelError) as error:
+            raise refused(error, self.takes) from error
+        if not self._calls.fits(inputs):
+            raise RequestError(
+                f"'{self.takes}' is of another size than the model takes",
+                field=self.takes,
+                found={name: value.shape[1:] for name, value in inputs.items()},
+                wanted={name: tuple(shape[1:]) for name, shape in self._calls.shapes.items()},
+            )
+        return Row(inputs, taken, options)
+
+    def to_answer(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Return the answer of the model's outputs. Raises ModelError for inputs that `to_inputs` did not make."""
+        if not isinstance(inputs, Row) or self._calls is None:
+            raise ModelError(
+                "an answer needs the inputs that to_inputs returned",
+                found=type(inputs).__name__,
+                wanted="the very object, a Row: it knows the picture's size",
+            )
+        prediction = self._calls.answer(inputs.taken.batch, outputs)
+        return self._giver.give(prediction, inputs.taken.about, inputs.options)
+
+    def run(self, model: nn.Module, instance: Any) -> dict[str, Any]:
+        """Return the answer to an instance by the eager model. Raises RequestError."""
+        taken, options = self._taken(instance)
+        task = self._task
+        if "max_new_tokens" in options:
+            changed: Any = copy.copy(task)
+            changed.max_new_tokens = options["max_new_tokens"]
+            task = changed
+        prediction = run_task(task, model, taken.batch, self.takes)
+        return self._giver.give(prediction, taken.about, options)
+
+    def example(self) -> Any:
+        """Return an instance that can be sent."""
+        return self._taker.example()
+
+    def _taken(self, instance: Any) -> tuple[Taken, dict[str, Any]]:
+        body, wishes = self._unwrapped(instance)
+        options = {name: _option(name, value, self._giver.options[name]) for name, value in wishes.items()}
+        return self._taker.take(body), options
+
+    def _unwrapped(self, instance: Any) -> tuple[Any, dict[str, Any]]:
+        """Return the content and what is asked for beside it. Raises RequestError for an unknown key."""
+        name, options = self.takes, self._giver.options
+        if not isinstance(instance, Mapping) or name in _NO_OPTIONS:
+            return instance, {}
+        if name in instance and (name not in _FREE_KEYS or isinstance(instance[name], Mapping)):
+            rest = {key: value for key, value in instance.items() if key != name}
+            known_keys(rest, options, "instance")
+            return instance[name], rest
+        if name in _FREE_KEYS:
+            return instance, {}
+        known_keys(instance, [name, *(["b64"] if name in _RAW else []), *options], "instance")
+        content = {key: value for key, value in instance.items() if key not in options}
+        if name == "text":
+            raise RequestError(
+                "'text' is missing",
+                field="text",
+                found=[shown(key) for key in list(instance)[:8]],
+                wanted='{"text": "..."}',
+            )
+        return content, {key: value for key, value in instance.items() if key in options}
+
+
+def _option(name: str, value: Any, schema: Schema) -> Any:
+    """Return what is asked for. Raises RequestError where it is not what the schema says."""
+    if "enum" in schema:
+        if value not in schema["enum"]:
+            wanted = ", ".join(map(repr, schema["enum"]))
+            raise RequestError(f"'{name}' is none of its values", field=name, found=shown(value), wanted=wanted)
+        return value
+    return whole_of(value, name, schema["minimum"], schema["maximum"])
+
+
+def _request_schema(taker: Taker, giver: Giver) -> Schema:
+    """Return the schema of an instance in all the ways it may be written."""
+    if taker.takes in _NO_OPTIONS:
+        return taker.schema
+    wrapped = object_schema({taker.takes: taker.schema, **giver.options}, [taker.takes])
+    content = taker.schema
+    if taker.takes in _RAW:
+        content = {**content, "properties": {**content["properties"], **giver.options}}
+    return {"anyOf": [content, wrapped]}

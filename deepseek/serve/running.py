@@ -1,0 +1,300 @@
+"""One process that serves: bound sockets, loaded models, HTTP and gRPC around them, one order of ending.
+
+The order: not ready any more (new requests get 503) -> running requests of both protocols end, for `drain_seconds` ->
+what is left fails with 503 -> engines and files are closed. Not here: several processes (see `supervisor`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import importlib.util
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from deepseek.errors import BundleError, ConfigError, DeepSeekError
+from deepseek.lazy import require
+from deepseek.serve.folder import name_bundles
+from deepseek.serve.options import Models, ServerOptions
+from deepseek.serve.rest.app import create_app
+from deepseek.serve.rest.gateway import Guard
+from deepseek.serve.rest.protocol import limited_protocol
+from deepseek.serve.service import Service
+from deepseek.serve.sockets import address_error, address_of, bind, url_of
+from deepseek.serve.watch import FolderWatcher
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from deepseek.serve.rpc.server import RpcServer
+
+_LOG = logging.getLogger("deepseek.serve")
+_LOOK_SECONDS = 2.0
+"""How often the file of keys is looked at."""
+
+
+class Listening(NamedTuple):
+    """Where a server answers, once it is ready."""
+
+    url: str
+    """Of REST and of the page, without a slash at the end."""
+    grpc: str | None
+    """`host:port` of gRPC."""
+    models: tuple[str, ...]
+    protection: str
+    """In a few words: keys, TLS, rates."""
+
+    def __str__(self) -> str:
+        also = f", gRPC at {self.grpc}" if self.grpc else ""
+        return f"serving {', '.join(self.models)} at {self.url} (REST, page at /){also}; {self.protection}"
+
+
+class Running:
+    """The socket comes first: it fails fast. Then keys and certificate are checked, then models are loaded."""
+
+    def __init__(
+        self,
+        models: Models,
+        options: ServerOptions,
+        *,
+        bound: socket.socket | None = None,
+        worker: int | None = None,
+        facts: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        """`bound`: a socket that others accept on too, `worker` and `facts`: which process this is (see `worker`)."""
+        require("uvicorn", "serve")
+        self.problem: DeepSeekError | None = None
+        self.options = options
+        safety = options.safety
+        named = _named(models)
+        self._in_memory = {name for name, model in named.items() if not isinstance(model, str | Path)}
+        self.tls = safety.tls()
+        self._socket = bound or bind(options.host, options.port)
+        self._rpc: RpcServer | None = None
+        guard: Guard | None = None
+        try:
+            guard = safety.guard(options.host, worker=worker)._replace(facts=facts)
+            self.service = Service(
+                named,
+                options.limits,
+                tensor_limits=options.tensor_limits,
+                device=options.device,
+                folder=options.folder,
+            )
+        except BaseException:
+            self._socket.close()
+            if guard is not None and guard.audit is not None:
+                guard.audit.close()
+            raise
+        self.guard = guard
+        self._watcher = FolderWatcher(self.service, options.folder) if options.watch and options.folder else None
+        self._shared = bound is not None
+        self._port = self._socket.getsockname()[1]
+        self.url = url_of(options.host, self._port, tls=self.tls is not None)
+        self.server: uvicorn.Server = self._build()
+        if guard.keys is None and safety.insecure:
+            _LOG.warning("INSECURE: everyone who can reach %s may use every model, without a key", self.url)
+        if guard.keys is not None and self.tls is None and guard.hosts is None:
+            _LOG.warning("keys cross the network in the clear: give --tls-cert and --tls-key, or put TLS in front")
+
+    @property
+    def listening(self) -> Listening:
+        """Where the server answers and what protects it."""
+        names = tuple(sorted(self.service.hosted))
+        grpc = None if self._rpc is None else address_of(self.options.host, self._rpc.port)
+        return Listening(self.url, grpc, names, self.options.safety.told(self.options.host, self.guard.keys))
+
+    def run(self, on_checked: Callable[[DeepSeekError | None], None], beside: Callable[[], None] | None = None) -> None:
+        """Run until told to exit. `beside` is called in the event loop once the sockets listen."""
+        self._on_checked, self._beside = on_checked, beside
+        try:
+            self.server.run(sockets=[self._socket])
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise address_error(self.options.host, self._port, error) from error  # another was quicker to listen
+        finally:
+            self._socket.close()
+            if self.guard.audit is not None:
+                self.guard.audit.close()
+
+    async def start_beside(self) -> None:
+        """Start gRPC, which shares the models, and watching; called in the event loop."""
+        if self.options.grpc_port is not None:
+            rpc = self._build_rpc(self.options.grpc_port)
+            await rpc.start()
+            self._rpc = rpc
+        if self._watcher is not None:
+            self._watcher.start()
+        if self._beside is not None:
+            self._beside()
+
+    async def drain_beside(self) -> None:
+        """End gRPC, whose running requests may finish, and watching."""
+        if self._watcher is not None:
+            await asyncio.to_thread(self._watcher.close)
+        if self._rpc is not None:
+            await self._rpc.stop(self.options.limits.drain_seconds)
+
+    async def look(self) -> None:
+        """Read the keys again where their file changed."""
+        if self.guard.keys is not None:
+            self.guard.keys.refresh()
+
+    def reload(self) -> None:
+        """Read keys, certificate and bundles again (SIGHUP). What fails is logged, and the old one stays."""
+        if self.guard.keys is not None:
+            self.guard.keys.refresh(force=True)
+        context = self.server.config.ssl
+        if self.tls is not None and context is not None:
+            try:
+                self.tls.check()
+                self.tls.load_into(context)
+            except ConfigError as error:
+                _LOG.error("the certificate stays as it was: %s", error)
+        for name in set(self.service.hosted) - self._in_memory:
+            try:
+                self.service.reload(name)
+            except DeepSeekError as error:
+                _LOG.error("the model '%s' stays as it was: %s", name, error)
+
+    def _build(self) -> uvicorn.Server:
+        import uvicorn
+
+        limits = self.options.limits
+        app = create_app(
+            self.service,
+            guard=self.guard,
+            allow_admin=self.options.allow_admin,
+            on_checked=lambda problem: self._on_checked(problem),
+        )
+        config = uvicorn.Config(
+            app,
+            http=limited_protocol(limits.max_connections),
+            ws=_websockets(),
+            ws_max_size=1 << 20,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=int(limits.drain_seconds) + 5,
+            callback_notify=self.look,
+            timeout_notify=int(_LOOK_SECONDS),
+        )
+        config.load()
+        config.ssl = None if self.tls is None else self.tls.context()
+        return _server_class()(config, self)
+
+    def _build_rpc(self, port: int) -> RpcServer:
+        from deepseek.serve.rpc.server import RpcLimits, RpcServer
+
+        options = self.options
+        limits = RpcLimits(
+            max_connections=options.limits.max_connections,
+            allow_admin=options.allow_admin,
+            reuse_port=self._shared,
+        )
+        return RpcServer(self.service, options.host, port, tls=self.tls, limits=limits, guard=self.guard)
+
+
+def _server_class() -> Callable[[uvicorn.Config, Running], uvicorn.Server]:
+    import uvicorn
+
+    class DrainingServer(uvicorn.Server):
+        """Drains for its own time, ends with exit code 0 on SIGTERM, and at once on a second signal."""
+
+        def __init__(self, config: uvicorn.Config, running: Running) -> None:
+            super().__init__(config)
+            self._running = running
+            self._loop: asyncio.AbstractEventLoop | None = None
+            self._reloading: asyncio.Future[None] | None = None
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            self._loop = asyncio.get_running_loop()
+            await super().startup(sockets)
+            try:
+                await self._running.start_beside()
+            except DeepSeekError as error:
+                self._running.problem = error
+                self.should_exit = True
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            service, limits = self._running.service, self._running.options.limits
+            service.stopping = True
+            deadline = asyncio.get_running_loop().call_later(limits.drain_seconds, service.abort)
+            drained = asyncio.create_task(self._running.drain_beside())
+            close = self.lifespan.shutdown
+
+            async def close_after_both() -> None:
+                await drained
+                await close()
+
+            self.lifespan.shutdown = close_after_both
+            try:
+                await super().shutdown(sockets)
+                if self.force_exit:
+                    drained.cancel()
+            finally:
+                deadline.cancel()
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            if threading.current_thread() is not threading.main_thread():
+                yield
+                return
+            handlers: dict[int, Callable[[int, FrameType | None], None]] = {
+                signal.SIGINT: self.handle_exit,
+                signal.SIGTERM: self.handle_exit,
+            }
+            if hasattr(signal, "SIGHUP"):
+                handlers[signal.SIGHUP] = self.handle_reload
+            before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            self.force_exit = self.should_exit
+            self.should_exit = True
+            if self.force_exit:
+                self._running.service.abort()
+
+        def handle_reload(self, sig: int, frame: FrameType | None) -> None:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._reload)
+
+        def _reload(self) -> None:
+            if self._reloading is None or self._reloading.done():
+                self._reloading = asyncio.ensure_future(asyncio.to_thread(self._running.reload))
+
+    return DrainingServer
+
+
+def _named(models: Models) -> Mapping[str, Any]:
+    """Return models by name; what is not there is told now, not when it is opened."""
+    named = models if isinstance(models, Mapping) else name_bundles(models)
+    if not named:
+        raise ConfigError("no bundle to serve", wanted="at least one", fix="deepseek serve BUNDLE")
+    for model in named.values():
+        if isinstance(model, str | Path) and not Path(model).exists():
+            raise BundleError(f"{model} does not exist", wanted="a bundle", fix="check the path")
+    return named
+
+
+def _websockets() -> Any:
+    """Return which implementation of websockets is here: `websockets` without its own loop, else wsproto, else none."""
+    for package, name in (("websockets", "websockets-sansio"), ("wsproto", "wsproto")):
+        if importlib.util.find_spec(package) is not None:
+            return name
+    return "none"

@@ -1,0 +1,24 @@
+"""How much a stream of speech may hold, and how many there may be at once."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from deepseek.config import Config
+
+
+class StreamLimits(Config):
+    """Bounds on streams of speech; beyond them a stream is refused or ended with a typed error."""
+
+    max_streams: int = Field(16, ge=1, le=4096)
+    """Streams at once over both protocols; one more gets 429."""
+    max_seconds: float = Field(3600.0, gt=0, le=86_400)
+    """Sound of one stream."""
+    max_utterance_seconds: float = Field(30.0, ge=1, le=600)
+    """An utterance that goes on for longer is cut; without endpoints the whole stream may be `max_seconds` long."""
+    max_frame_bytes: int = Field(256 * 1024, ge=64, le=1 << 20)
+    """Bytes of one message with samples."""
+    idle_seconds: float = Field(30.0, gt=0, le=3600)
+    """How long a client may send nothing."""
+    send_seconds: float = Field(30.0, gt=0, le=3600)
+    """How long a client may leave a result unread; then its stream ends."""

@@ -1,0 +1,123 @@
+"""Computes steps of the scheduler with pages: the tokens of all texts in one forward pass, then one sampling.
+
+Pieces of prompts and single tokens of running answers are one row of tokens for the model; the output layer is asked
+for the last token of those texts alone that want a next one. Not here: what is computed when (`scheduler`), models
+whose cache has no pages (`single_runner`).
+Source: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative Models", OSDI 2022
+(selective batching).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepseek.hardware import keep_freed_memory
+from deepseek.models.generation import SamplingConfig
+from deepseek.serve.text.paged_cache import PagedCache, Step, count_blocks, page_shapes
+from deepseek.serve.text.plan import Sampled, Sampling, SequenceRun, StepPlan
+from deepseek.serve.text.sampler import Sampler
+
+if TYPE_CHECKING:
+    from deepseek.serve.text.limits import EngineLimits
+
+
+class PagedRunner:
+    """Runs one of our decoders (`GPT`, `Llama`, `DeepSeekMoE`) over pages. One thread calls it."""
+
+    def __init__(self, model: Any, limits: EngineLimits, vocab_size: int, device: torch.device) -> None:
+        """`vocab_size`: tokens from here on are never chosen (the tokenizer does not know them).
+
+        Raises ConfigError when the pages don't fit.
+        """
+        keep_freed_memory()  # a step asks for the same few pieces of memory again and again
+        shapes = page_shapes(model, device)
+        if limits.weights == "bf16":  # asked for: keys and values are rounded as well, and take half the memory
+            shapes = [shape._replace(dtype=torch.bfloat16) for shape in shapes]
+        per_token = sum(shape.bytes_per_token for shape in shapes)
+        count = count_blocks(limits, per_token, model.config.max_length, device)
+        self._model, self._device = model, device
+        self._cache = PagedCache(shapes, count, limits.block_size, device)
+        self._sampler = Sampler(vocab_size)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a page."""
+        return self._cache.block_size
+
+    @property
+    def num_blocks(self) -> int:
+        """Pages there are."""
+        return self._cache.num_blocks
+
+    def run(self, plan: StepPlan) -> list[Sampled]:
+        """Return one result for each run with `sampling`, in order. An error raised here fails all in the step."""
+        wanted = [run for run in plan.runs if run.sampling is not None]
+        with torch.inference_mode():
+            features = self._features(plan)
+            return self._sampler.sample(self._model.lm_head(features), wanted) if wanted else []
+
+    @torch.inference_mode()
+    def logits(self, plan: StepPlan) -> Tensor:
+        """Compute a step; return the logits (runs with sampling, vocab_size) behind their last tokens."""
+        logits: Tensor = self._model.lm_head(self._features(plan))
+        return logits
+
+    def _features(self, plan: StepPlan) -> Tensor:
+        """Compute a step; return what the output layer reads, (runs with sampling, d_model)."""
+        ids, step, last = self._places(plan.runs)
+        self._cache.begin(step)
+        features: Tensor = self._model.forward_features(ids, cache=self._cache)[0]
+        return features if last.shape[0] == features.shape[0] else features.index_select(0, last)
+
+    def warm_up(self) -> None:
+        """Read a few tokens and go on with one, so that the first request finds everything in place.
+
+        It writes into the first page, which nobody has yet.
+        """
+        some = [0] * min(4, self.block_size - 1, self._model.config.max_length - 1)
+        for start, tokens in ((0, some), (len(some), [0])):
+            if tokens:
+                run = SequenceRun(-1, tokens, start, [0], [*some, 0], Sampling(SamplingConfig(temperature=0)))
+                self.run(StepPlan((run,)))
+        self.release(-1)
+
+    def release(self, sequence: int) -> None:
+        """Forget what is remembered of a sequence."""
+        self._sampler.release(sequence)
+
+    def _places(self, runs: Sequence[SequenceRun]) -> tuple[Tensor, Step, Tensor]:
+        """Return the ids (1, tokens), where they stand, and the rows whose next token is wanted.
+
+        All numbers travel to the device as one tensor.
+        """
+        counts = np.array([len(run.tokens) for run in runs], dtype=np.int64)
+        begins = np.array([run.start for run in runs], dtype=np.int64)
+        ends = counts.cumsum()
+        lengths, total = begins + counts, int(ends[-1])
+        table = np.zeros((len(runs), max(len(run.blocks) for run in runs)), dtype=np.int64)
+        for row, run in zip(table, runs, strict=True):
+            row[: len(run.blocks)] = run.blocks
+        texts = np.repeat(np.arange(len(runs)), counts)
+        positions = np.arange(total) + (begins - (ends - counts))[texts]
+        slots = table[texts, positions // self.block_size] * self.block_size + positions % self.block_size
+        last = ends[[run.sampling is not None for run in runs]] - 1
+        ids = np.fromiter((token for run in runs for token in run.tokens), dtype=np.int64, count=total)
+        parts = (ids, positions, slots, np.array([0]), ends, lengths, table.ravel(), last)
+        moved = torch.from_numpy(np.concatenate(parts)).to(self._device)
+        sizes = [total, total, total, len(runs) + 1, len(runs), table.size, last.size]
+        ids_, positions_, slots_, starts_, lengths_, table_, last_ = torch.split(moved, sizes)
+        small = torch.int32
+        step = Step(
+            positions_,
+            slots_,
+            table_.view(table.shape).to(small),
+            starts_.to(small),
+            lengths_.to(small),
+            int(lengths.max()),
+        )
+        return ids_[None], step, last_
