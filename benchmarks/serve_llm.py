@@ -31,8 +31,11 @@ FIRST_TOKEN_MS = 100.0
 CASES = (*RATIOS, "first-token")
 SHAPES = ("gpt2-124m", "llama-135m", "llama-0.5b")
 _SINGLE = ("hf", "llama.cpp-16", "llama.cpp-8", "llama.cpp-4")
-_WORSE = 1.25
-"""Our logits may be at most this many times as far from the exact ones as the peer's."""
+_WORSE = {"llama.cpp-16": 8.0}
+"""Our logits may be at most this many times (1.25 elsewhere) as far from the exact ones as the peer's.
+
+Against f16 it is three bits: bf16, in which such models are trained, has so many fewer.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,9 +95,8 @@ def verdict(match: Match) -> Outcome:
         shares.append((ratio / target, label))
         if case in _SINGLE:
             ours, theirs = (match.outputs(key, [label])[label] for key in ("our_gap", "their_gap"))
-            checks.append(
-                Check(f"{label}: gap to exact logits", ours, f"<= {_WORSE} * {theirs:.4f}", ours <= _WORSE * theirs)
-            )
+            most = _WORSE.get(case, 1.25) * theirs
+            checks.append(Check(f"{label}: gap to exact logits", ours, f"<= {most:.4g}", ours <= most))
     share, tightest = min(shares, default=(None, None))
     summary = match.summary(tightest) if tightest else None
     peer = match.outputs("peer", [tightest]) if tightest else {}

@@ -21,7 +21,7 @@ from deepseek.serve.text.engine import Done, Engine, EngineLimits, Event, Failed
 from deepseek.serve.text.plan import Runner
 from deepseek.serve.text.runner import PagedRunner
 
-SHARED, APART, ANSWER = 460, 52, 8
+SHARED, APART, ANSWER = 720, 80, 8
 STREAMS, REQUESTS = 4, 24
 
 

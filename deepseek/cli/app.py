@@ -14,6 +14,7 @@ from rich.markup import escape
 from deepseek import __version__
 from deepseek.cli.compress import compress
 from deepseek.cli.cook import cook
+from deepseek.cli.deploy import deploy
 from deepseek.cli.estimate import estimate
 from deepseek.cli.look import check_env, explain, new
 from deepseek.cli.models import models
@@ -40,6 +41,7 @@ app.command("verify")(verify_bundle)
 app.command("verify-trainer")(verify_trainer)
 app.command("check-env")(check_env)
 app.add_typer(models, name="models")
+app.add_typer(deploy, name="deploy")
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from deepseek.lazy import lazy_names
 
 _NAMES = {
@@ -12,4 +14,9 @@ _NAMES = {
 
 __all__ = list(_NAMES)
 
-__getattr__, __dir__ = lazy_names(__name__, _NAMES)
+if TYPE_CHECKING:
+    from deepseek.deploy.plan import DeployPlan as DeployPlan
+    from deepseek.deploy.plan import plan_for as plan_for
+    from deepseek.deploy.write import deploy as deploy
+else:
+    __getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from deepseek.errors import ConfigError
@@ -48,6 +49,19 @@ def check_subdomain(text: str, what: str) -> str:
     return text
 
 
+def check_address(text: str) -> str:
+    """Return an IP address, as ports are published at. Raises ConfigError."""
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise ConfigError("ports are published at an address", found=ascii(text), wanted="such as 127.0.0.1") from None
+
+
+def bracketed(host: str) -> str:
+    """Return an address as it stands before a port: `[::1]`."""
+    return f"[{host}]" if ":" in host else host
+
+
 def check_image(text: str) -> str:
     """Return an image's reference, which names a version. Raises ConfigError."""
     match = _IMAGE.fullmatch(text) if len(text) <= 512 else None
@@ -78,6 +92,16 @@ def amount(quantity: str, what: str) -> Decimal:
     if value <= 0:
         raise ConfigError(f"{what} must be above zero", found=quantity)
     return value
+
+
+def cores(quantity: str) -> str:
+    """Return cores as Docker spells them: `1.5`. Raises ConfigError."""
+    return f"{amount(quantity, 'cpu').normalize():f}"
+
+
+def memory_bytes(quantity: str) -> str:
+    """Return memory as Docker spells it: in bytes, since its `g` is Kubernetes' `Gi`. Raises ConfigError."""
+    return f"{int(amount(quantity, 'memory'))}b"
 
 
 def redis_port(url: str) -> int:

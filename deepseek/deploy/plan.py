@@ -11,10 +11,19 @@ from pydantic import Field
 
 from deepseek import __version__
 from deepseek.config import Config
-from deepseek.deploy.names import LONGEST_NAME, amount, check_image, check_label, check_subdomain, redis_port
+from deepseek.deploy.names import (
+    LONGEST_NAME,
+    amount,
+    check_address,
+    check_image,
+    check_label,
+    check_subdomain,
+    redis_port,
+)
 from deepseek.deploy.sizing import default_cpu, default_memory, weight_bytes
 from deepseek.errors import BundleError, ConfigError
-from deepseek.serve.folder import find_bundles
+from deepseek.serve.folder import find_bundles, versions_of
+from deepseek.yaml_source import read_yaml
 
 MODEL_DIR = "/opt/deepseek/models"
 """Where the models lie in a container."""
@@ -65,6 +74,7 @@ class DeployPlan(Config):
         check_label(self.name, "name", LONGEST_NAME)
         check_label(self.namespace, "namespace")
         check_image(self.image)
+        check_address(self.host)
         amount(self.memory, "memory")
         amount(self.cpu, "cpu")
         if self.grpc_port and (self.grpc_port == self.port or self.grpc_port < 1024):
@@ -107,7 +117,16 @@ def models_in(path: Path) -> dict[str, Path]:
         raise BundleError(
             f"{path} is one file; a server's folder of models holds folders", fix="save the model as a folder: ds.save"
         )
-    return find_bundles(path)
+    models = find_bundles(path)
+    for bundle in (version for model in models.values() for version in versions_of(model).values()):
+        said = read_yaml(bundle / "config.yaml").value
+        if not isinstance(said, dict) or "format_version" not in said or not (bundle / "model.safetensors").is_file():
+            raise BundleError(
+                f"{bundle} is not a bundle",
+                wanted="config.yaml with its format_version, and model.safetensors",
+                fix="write one with ds.save(model, path) or 'deepseek train'",
+            )
+    return models
 
 
 def plan_for(models: dict[str, Path], **settings: Any) -> DeployPlan:

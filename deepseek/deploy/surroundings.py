@@ -102,7 +102,10 @@ def service_monitor() -> Tree:
         "port": "http",
         "path": "/metrics",
         "interval": "15s",
-        "authorization": {"type": "Bearer", "credentials": {"name": Value("apiKey.secret"), "key": Value("apiKey.key")}},
+        "authorization": {
+            "type": "Bearer",
+            "credentials": {"name": Value("apiKey.secret"), "key": Value("apiKey.key")},
+        },
     }
     spec = {"selector": {"matchLabels": LABELS}, "endpoints": [endpoint]}
     return When(
@@ -118,7 +121,7 @@ def scaled_object() -> Tree:
         "metricType": "AverageValue",
         "metadata": {
             "serverAddress": Value("keda.prometheus"),
-            "query": Named(queue_query()),
+            "query": Named("'})", before=f"sum({QUEUE_METRIC}{{service='"),
             "threshold": Value("autoscaling.queue"),
         },
     }

@@ -38,9 +38,10 @@ class Plus(NamedTuple):
 
 
 class Named(NamedTuple):
-    """The release's name with something behind it."""
+    """The release's name with something behind it and before it."""
 
     suffix: str = ""
+    before: str = ""
 
 
 class Namespace(NamedTuple):
@@ -89,7 +90,7 @@ def _resolve(tree: Tree, setting: Setting) -> Tree:
         case Plus():
             return setting.at(tree.path) + tree.more
         case Named():
-            return setting.name + tree.suffix
+            return tree.before + setting.name + tree.suffix
         case Namespace():
             return setting.namespace
         case dict():
@@ -158,7 +159,7 @@ def _scalar(value: Tree) -> str:
         case Plus():
             return f"{{{{ add (int .Values.{value.path}) {value.more} }}}}"
         case Named():
-            return f'"{{{{ .Release.Name }}}}{value.suffix}"'
+            return json.dumps(f"{value.before}{{{{ .Release.Name }}}}{value.suffix}")
         case Namespace():
             return '"{{ .Release.Namespace }}"'
     return json.dumps(value, ensure_ascii=False)  # JSON is YAML

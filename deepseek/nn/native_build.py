@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import threading
@@ -50,7 +51,7 @@ def _load(source: Path) -> Library:
     if compiler is None:
         return Library(None, "no C++ compiler (looked for $CXX, c++, g++, clang++)")
     try:
-        text = source.read_bytes()
+        text = _text(source)
         version = _run([compiler, "--version"])
     except (OSError, subprocess.SubprocessError) as error:
         return Library(None, f"{compiler} or {source.name} can't be used: {error}")
@@ -71,6 +72,13 @@ def find_compiler() -> str | None:
         return None
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def _text(source: Path) -> bytes:
+    """Return a file and what it includes of its own folder, which it does at lines' beginnings."""
+    text = source.read_bytes()
+    included = re.findall(rb'^#include "([^"]+)"', text, re.MULTILINE)
+    return b"".join([text, *(_text(source.with_name(name.decode())) for name in included)])
 
 
 def cache_folder() -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,17 +30,46 @@ class _Pages(ctypes.Structure):
     ]
 
 
-class _Call(ctypes.Structure):
+class _Rows(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("token", ctypes.c_int64), ("head", ctypes.c_int64)]
+
+
+class NativeTexts(ctypes.Structure):
+    """`Texts` as the kernel reads them."""
+
     _fields_ = [
-        ("query", ctypes.c_void_p),
-        ("query_token", ctypes.c_int64),
-        ("query_head", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("block_table", "starts", "lengths", "slots")),
+        *((name, ctypes.c_int64) for name in ("count", "max_blocks")),
+    ]
+
+
+class AttentionCall(ctypes.Structure):
+    """What the kernel reads of one layer's attention."""
+
+    _fields_ = [
+        ("texts", ctypes.POINTER(NativeTexts)),
+        *((name, _Rows) for name in ("query", "new_keys", "new_values")),
         ("keys", _Pages),
         ("values", _Pages),
-        *((name, ctypes.c_void_p) for name in ("block_table", "starts", "lengths", "output")),
-        *((name, ctypes.c_int64) for name in ("sequences", "max_blocks", "block_size", "heads", "kv_heads", "bf16")),
+        ("output", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("block_size", "heads", "kv_heads", "bf16")),
         ("scale", ctypes.c_double),
     ]
+
+
+class Texts(NamedTuple):
+    """Where the tokens of a step belong; see `paged_attention` and `write_pages`. All contiguous and on the CPU."""
+
+    block_table: Tensor
+    starts: Tensor
+    lengths: Tensor
+    slots: Tensor
+
+    def describe(self, native: NativeTexts) -> None:
+        """Tell the kernel."""
+        native.block_table, native.starts = self.block_table.data_ptr(), self.starts.data_ptr()
+        native.lengths, native.slots = self.lengths.data_ptr(), self.slots.data_ptr()
+        native.count, native.max_blocks = self.block_table.shape
 
 
 @functools.cache
@@ -67,17 +97,19 @@ def paged_attention(
     """
     if query.shape[1] % key_pages.shape[2]:
         raise ModelError("heads can't share keys", found=f"{query.shape[1]} heads, {key_pages.shape[2]} of keys")
-    native = library() if _fits(key_pages) and _fits(value_pages) and key_pages.dtype == value_pages.dtype else None
+    native = library() if fits(key_pages) and fits(value_pages) and key_pages.dtype == value_pages.dtype else None
     if native is None or query.shape[0] == 0:
         return _in_torch(query, key_pages, value_pages, block_table, starts, lengths, scale)
     rows = query if query.dtype == torch.float32 and query.stride(2) == 1 else query.float().contiguous()
     table, starts, lengths = (x.to(torch.int32).contiguous() for x in (block_table, starts, lengths))
-    tokens, heads, dim = rows.shape
+    texts, (tokens, heads, dim) = NativeTexts(), rows.shape
+    Texts(table, starts, lengths, lengths).describe(texts)
     output = torch.empty(tokens, heads, value_pages.shape[3])
-    call = _Call(
-        rows.data_ptr(), rows.stride(0), rows.stride(1), _described(key_pages), _described(value_pages),
-        table.data_ptr(), starts.data_ptr(), lengths.data_ptr(), output.data_ptr(), lengths.shape[0], table.shape[1],
-        key_pages.shape[1], heads, key_pages.shape[2], key_pages.dtype == torch.bfloat16, scale,
+    call = AttentionCall(
+        texts=ctypes.pointer(texts), query=_Rows(rows.data_ptr(), rows.stride(0), rows.stride(1)),
+        keys=described(key_pages), values=described(value_pages), output=output.data_ptr(),
+        block_size=key_pages.shape[1], heads=heads, kv_heads=key_pages.shape[2],
+        bf16=key_pages.dtype == torch.bfloat16, scale=scale,
     )  # fmt: skip
     work = tokens * heads * dim * table.shape[1] * key_pages.shape[1]
     native.paged_attention(ctypes.byref(call), ctypes.c_int64(torch.get_num_threads() if work > _SERIAL else 1))
@@ -89,23 +121,27 @@ def write_pages(pages: Tensor, slots: Tensor, rows: Tensor) -> None:
 
     `slots` (tokens,) int64: page * block_size + place in the page; each is there once.
     """
-    native = library() if _fits(pages) and rows.dtype == torch.float32 and rows.stride(2) == 1 else None
+    native = library() if fits(pages) and rows.dtype == torch.float32 and rows.stride(2) == 1 else None
     if native is None:
         pages[slots // pages.shape[1], slots % pages.shape[1]] = rows.to(pages.dtype)
         return
-    described, places = _described(pages), slots.to(torch.int64).contiguous()
-    native.write_pages(
-        *(ctypes.c_void_p(rows.data_ptr()), ctypes.c_int64(rows.stride(0)), ctypes.c_int64(rows.stride(1))),
-        *(ctypes.byref(described), ctypes.c_void_p(places.data_ptr())),
-        *(ctypes.c_int64(number) for number in (*rows.shape[:2], pages.shape[1], pages.dtype == torch.bfloat16)),
-    )
+    places = slots.to(torch.int64).contiguous()
+    starts = torch.tensor([0, places.shape[0]], dtype=torch.int32)
+    texts = NativeTexts(starts=starts.data_ptr(), slots=places.data_ptr(), count=1)
+    call = AttentionCall(
+        texts=ctypes.pointer(texts), new_keys=_Rows(rows.data_ptr(), rows.stride(0), rows.stride(1)),
+        keys=described(pages), block_size=pages.shape[1], kv_heads=rows.shape[1], bf16=pages.dtype == torch.bfloat16,
+    )  # fmt: skip
+    native.paged_attention(ctypes.byref(call), ctypes.c_int64(1))
 
 
-def _fits(pages: Tensor) -> bool:
+def fits(pages: Tensor) -> bool:
+    """Return whether the kernel can read such pages."""
     return pages.is_cpu and pages.dtype in (torch.float32, torch.bfloat16) and pages.stride(3) == 1
 
 
-def _described(pages: Tensor) -> _Pages:
+def described(pages: Tensor) -> _Pages:
+    """Return pages as the kernel reads them."""
     return _Pages(pages.data_ptr(), *pages.stride()[:3], pages.shape[3])
 
 

@@ -2,7 +2,8 @@
 
 Before attention: norm, queries, keys and values, rotation. After it: output layer, sum, norm, feed-forward, sum. In
 single steps torch's and Python's own time for some thirty small operations a block is that of reading a third of a
-small model's weights. Not here: the kernel (`row_products`), the blocks themselves (`transformer`, `models.llama`).
+small model's weights. Not here: the kernel (`row_products`), the blocks themselves (`transformer`, `models.llama`), all
+blocks in one call (`deepseek.serve.text.decoder`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,9 @@ from deepseek.nn.gated_feed_forward import GatedFeedForward
 from deepseek.nn.grouped_query_attention import GroupedQueryAttention
 from deepseek.nn.rotary import Rotation
 from deepseek.nn.row_linear import RowLinear
-from deepseek.nn.row_products import Multiply, Rotate, RowChain, RowNorm, RowWeight
+from deepseek.nn.row_products import Multiply, Rotate, RowChain, RowNorm
+from deepseek.nn.row_weight import RowWeight
 from deepseek.nn.transformer import FeedForward
-
-_X, _PROJECTED, _COSINE, _SINE = range(4)  # places of the tensors before attention
-_ATTENDED, _STREAM, _SUM, _WIDE, _OUT = range(5)  # and after it
-
 
 class RowBlock(nn.Module):
     """A pre-norm block; the children keep their names, so that the state dict does too."""
@@ -38,51 +36,57 @@ class RowBlock(nn.Module):
         self._before: RowChain | None = None
         self._after: RowChain | None = None
 
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """The numbers of a token that are queries, keys and values; that attention gives; inside the feed-forward."""
+        layers: Any = self.attention
+        gpt = isinstance(layers, CausalSelfAttention)
+        parts = (layers.qkv,) if gpt else (layers.query, layers.key, layers.value)
+        up: Any = self.feed_forward.up
+        return sum(part.out_features for part in parts), layers.out.in_features, up.out_features
+
     def projected(self, x: Tensor, turn: Rotation | None = None) -> Tensor:
         """Return queries, keys and values side by side, `(rows, width)`, of `x` fp32 `(rows, d_model)`."""
         if self._before is None:
-            self._before = RowChain(self._steps_before())
-        steps = [step for step in self._before.steps if isinstance(step, Multiply)]
-        found = x.new_empty(x.shape[0], sum(step.weight.out_features for step in steps))
+            self._before = RowChain(self.steps_before(0, 1, 2, 3))
+        found = x.new_empty(x.shape[0], self.widths[0])
         self._before.run([x, found] if turn is None else [x, found, *(part.contiguous() for part in turn)])
         return found
 
     def finished(self, attended: Tensor, x: Tensor) -> Tensor:
         """Return the block's output, `(rows, d_model)`, from attention's, `(rows, heads * dim)`, and its own input."""
         if self._after is None:
-            self._after = RowChain(self._steps_after())
-        wide = self._after.steps[1]
-        width = wide.weight.out_features if isinstance(wide, Multiply) else 0
+            self._after = RowChain(self.steps_after(0, 1, 2, 3, 4))
         between, out = torch.empty_like(x), torch.empty_like(x)
-        self._after.run([attended, x, between, x.new_empty(x.shape[0], width), out])
+        self._after.run([attended, x, between, x.new_empty(x.shape[0], self.widths[2]), out])
         return out
 
-    def _steps_before(self) -> list[Multiply | Rotate]:
+    def steps_before(self, x: int, projected: int, cosine: int, sine: int) -> list[Multiply | Rotate]:
+        """Return the steps before attention; the arguments are places in a chain's list of tensors."""
         layers: Any = self.attention
         norm = row_norm(self.attention_norm)
         if isinstance(layers, CausalSelfAttention):
-            return [Multiply(row_weight(layers.qkv), _X, _PROJECTED, norm=norm)]
+            return [Multiply(row_weight(layers.qkv), x, projected, norm=norm)]
         query, key, value = (row_weight(layer) for layer in (layers.query, layers.key, layers.value))
         turned = query.out_features + key.out_features
         return [
-            Multiply(query, _X, _PROJECTED, norm=norm),
-            Multiply(key, _X, _PROJECTED, query.out_features, norm=norm, again=key.form == query.form),
-            Multiply(value, _X, _PROJECTED, turned, norm=norm, again=value.form == key.form),
-            Rotate(_PROJECTED, turned, layers.head_dim, _COSINE, _SINE),
+            Multiply(query, x, projected, norm=norm),
+            Multiply(key, x, projected, query.out_features, norm=norm, again=key.form == query.form),
+            Multiply(value, x, projected, turned, norm=norm, again=value.form == key.form),
+            Rotate(projected, turned, layers.head_dim, cosine, sine),
         ]
 
-    def _steps_after(self) -> list[Multiply | Rotate]:
+    def steps_after(self, attended: int, x: int, between: int, wide: int, out: int) -> list[Multiply]:
+        """Return the steps after attention, likewise; `out` may be `x`."""
         layers: Any = self.feed_forward
-        out, norm = (
-            Multiply(row_weight(self.attention.out), _ATTENDED, _SUM, residual=_STREAM),
-            row_norm(self.feed_forward_norm),
-        )
+        first = Multiply(row_weight(self.attention.out), attended, between, residual=x)
+        norm = row_norm(self.feed_forward_norm)
         if isinstance(layers, FeedForward):
-            up = Multiply(row_weight(layers.up), _SUM, _WIDE, norm=norm, activation="gelu")
+            up = Multiply(row_weight(layers.up), between, wide, norm=norm, activation="gelu")
         else:
             gate, other = row_weight(layers.gate), row_weight(layers.up)
-            up = Multiply(gate, _SUM, _WIDE, norm=norm, activation="silu", up=other)
-        return [out, up, Multiply(row_weight(layers.down), _WIDE, _OUT, residual=_SUM)]
+            up = Multiply(gate, between, wide, norm=norm, activation="silu", up=other)
+        return [first, up, Multiply(row_weight(layers.down), wide, out, residual=between)]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._before = self._after = None  # they know where the weights were
@@ -127,7 +131,7 @@ class RowLlamaBlock(RowBlock):
             turn = turn[0].repeat(x.shape[0], 1), turn[1].repeat(x.shape[0], 1)
         heads = self.projected(rows, turn).view(*x.shape[:2], -1, layers.head_dim)
         counts = [part.out_features // layers.head_dim for part in (layers.query, layers.key, layers.value)]
-        attended = self._attended(heads.split(counts, dim=2), mask, cache, layer)
+        attended = self._attended(torch.split(heads, counts, dim=2), mask, cache, layer)
         return self.finished(attended, rows).view(x.shape)
 
 
@@ -155,7 +159,7 @@ def row_block(block: nn.Module) -> nn.Module | None:
 
 def _same_form(layers: Any) -> bool:
     gate, up = layers.gate.row_weight, layers.up.row_weight
-    return bool(gate.form == up.form and gate.values.shape == up.values.shape)
+    return bool(gate[:3] == up[:3])
 
 
 def row_norm(norm: nn.Module) -> RowNorm | None:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepseek.nn.int8_linear import register_optional
-from deepseek.nn.row_products import Multiply, RowChain, RowForm, RowWeight
+from deepseek.nn.row_products import Multiply, RowChain
+from deepseek.nn.row_weight import RowForm, RowWeight
 
 
 class _RowModule(nn.Module):
@@ -26,6 +27,7 @@ class _RowModule(nn.Module):
     def __init__(self, weight: RowWeight) -> None:
         super().__init__()
         self.form: RowForm = weight.form
+        self._shape = weight.out_features, weight.in_features
         self.register_buffer("weight", weight.values)
         for name in ("scale", "zero_point", "bias"):
             register_optional(self, name, getattr(weight, name))
@@ -33,7 +35,7 @@ class _RowModule(nn.Module):
     @property
     def row_weight(self) -> RowWeight:
         """The weight in its form."""
-        return RowWeight(self.form, self.weight, self.scale, self.zero_point, self.bias)
+        return RowWeight(self.form, *self._shape, self.weight, self.scale, self.zero_point, self.bias)
 
     def dequantized_weight(self) -> Tensor:
         """Return the fp32 weight that is meant."""

@@ -1,11 +1,11 @@
 """Products of a few rows with the big weights of a language model, at the speed of reading the weights.
 
-A chain of steps (normalise, multiply, activate or gate, add, rotate) is one call of our C++ kernel, so that a decoder's
-block costs two calls beside attention. A row's result is the same to the bit whatever other rows there are, from one
-row to a whole prompt; without a compiler the same steps run in torch, where it is the same up to rounding.
+A chain of steps (look up, normalise, multiply, activate or gate, add, rotate, attend) is one call of our C++ kernel: a
+whole decoder can be one. A row's result is the same to the bit whatever other rows there are, from one row to a whole
+prompt; without a compiler the same steps run in torch, where it is the same up to rounding.
 Rows are fp32. bfloat16 weights multiply rows rounded to bfloat16, int8 weights rows as integers of 15 bits with one
 scale, 4-bit weights rows as int8 with a scale for each 32 inputs; sums are fp32 or exact integers.
-Not here: layers (`row_linear`), blocks (`row_blocks`), compiling (`native_build`).
+Not here: weights (`row_weight`), layers (`row_linear`), blocks (`row_blocks`), compiling (`native_build`).
 """
 
 from __future__ import annotations
@@ -21,79 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepseek.errors import ModelError
-from deepseek.nn.int4_weights import MIDDLE, choose_scales, round_to_levels
-from deepseek.nn.int8_linear import quantize_rows
 from deepseek.nn.native_build import load_library
-from deepseek.nn.packed_bits import pack, unpack
+from deepseek.nn.paged_attention import AttentionCall, NativeTexts, Texts, described
+from deepseek.nn.row_weight import RowForm, RowWeight
 
-RowForm = Literal["fp32", "bf16", "int8", "int4"]
 Activation = Literal["none", "gelu", "silu"]
 """`gelu` is the tanh form."""
-GROUP = 32
-"""Inputs that share a scale of 4-bit weights."""
 
-_PADDED = 128  # the kernel's rows are multiples of it
 _SERIAL = 1 << 17  # below so many multiplications, waking other threads costs more than it saves
-
-
-class RowWeight(NamedTuple):
-    """A weight `(out, in)` in one of the forms, with its bias.
-
-    `values`: fp32 or bf16 `(out, in)`; int8 `(out, in)` with `scale` fp32 `(out,)`; uint8 `(out, in / 2)`, the first of
-    two inputs in the low half, with `scale` bf16 `(out, in / 32)` and maybe `zero_point` uint8 of that shape (else 8).
-    All contiguous; `bias` fp32 `(out,)`.
-    """
-
-    form: RowForm
-    values: Tensor
-    scale: Tensor | None = None
-    zero_point: Tensor | None = None
-    bias: Tensor | None = None
-
-    @property
-    def out_features(self) -> int:
-        """The number of channels."""
-        return int(self.values.shape[0])
-
-    @property
-    def in_features(self) -> int:
-        """The number of inputs."""
-        return int(self.values.shape[1]) * (2 if self.form == "int4" else 1)
-
-    @classmethod
-    def rounded(cls, weight: Tensor, form: RowForm, bias: Tensor | None = None) -> RowWeight:
-        """Return a float `weight` `(out, in)` in `form`, to the nearest; what has it already is not copied.
-
-        Raises ModelError for int4 where 32 does not divide the inputs.
-        """
-        weight, bias = weight.detach(), None if bias is None else bias.detach().to(torch.float32).contiguous()
-        if form == "int8":
-            return cls(form, *quantize_rows(weight), None, bias)
-        if form == "int4":
-            if weight.shape[1] % GROUP:
-                raise ModelError("4-bit weights come in groups", found=weight.shape[1], wanted=f"a multiple of {GROUP}")
-            scale, _ = choose_scales(weight, GROUP, symmetric=True)
-            levels = round_to_levels(weight, scale, None, GROUP)
-            return cls(form, pack(levels, 4), scale.to(torch.bfloat16).contiguous(), None, bias)
-        return cls(form, weight.to(torch.float32 if form == "fp32" else torch.bfloat16).contiguous(), None, None, bias)
-
-    def tidy(self) -> RowWeight:
-        """Return the same weight with each tensor contiguous and each scale in its format."""
-        scale = None if self.scale is None else self.scale.to(torch.bfloat16 if self.form == "int4" else torch.float32)
-        tensors = (self.values, scale, self.zero_point, self.bias)
-        return RowWeight(self.form, *(None if x is None else x.contiguous() for x in tensors))  # type: ignore[arg-type]
-
-    def rows(self, ids: Tensor | slice = slice(None)) -> Tensor:
-        """Return the fp32 weights of the channels `ids`, `(..., in)`."""
-        values = self.values[ids]
-        if self.form == "int8" and self.scale is not None:
-            return values.to(torch.float32) * self.scale[ids].unsqueeze(-1)
-        if self.form == "int4" and self.scale is not None:
-            levels = unpack(values.reshape(-1, values.shape[-1]), 4, self.in_features).to(torch.float32)
-            zero = MIDDLE if self.zero_point is None else self.zero_point[ids].to(torch.float32).unsqueeze(-1)
-            groups = levels.reshape(*values.shape[:-1], -1, GROUP) - zero
-            return (groups * self.scale[ids].to(torch.float32).unsqueeze(-1)).flatten(-2)
-        return values.to(torch.float32)
 
 
 class RowNorm(NamedTuple):
@@ -133,6 +68,31 @@ class Rotate(NamedTuple):
     sine: int
 
 
+class LookUp(NamedTuple):
+    """A step: the weight's channels named by the whole of `ids`, int64 (rows,), plus `residual`; not for 4 bits."""
+
+    weight: RowWeight
+    ids: int
+    target: int
+    residual: int | None = None
+
+
+class Attend(NamedTuple):
+    """A step: write the keys and values of `source` into pages, and put into `target` the look of its queries at them.
+
+    `source` has `heads` queries, then `kv_heads` keys, then as many values, each `dim` wide; see `paged_attention` for
+    the pages and for `Texts`, which the chain is given for it.
+    """
+
+    source: int
+    target: int
+    heads: int
+    kv_heads: int
+    dim: int
+    keys: Tensor
+    values: Tensor
+
+
 class _Weight(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("values", "scale", "zero_point", "bias")]
 
@@ -150,6 +110,8 @@ class _Step(ctypes.Structure):
         ("output", ctypes.c_void_p),
         ("output_stride", ctypes.c_int64),
         ("same_input", ctypes.c_int64),
+        ("ids", ctypes.c_void_p),
+        ("attention", ctypes.POINTER(AttentionCall)),
     ]
 
 
@@ -168,31 +130,36 @@ def describe_kernel() -> str:
 
 
 class RowChain:
-    """Steps over rows, one after the other, in one call. The weights must stay where they are."""
+    """Steps over rows, one after the other, in one call. The weights and pages must stay where they are."""
 
-    def __init__(self, steps: Sequence[Multiply | Rotate]) -> None:
+    def __init__(self, steps: Sequence[Multiply | Rotate | LookUp | Attend]) -> None:
         self.steps = tuple(steps)
         self._work = sum(
             step.weight.in_features * step.weight.out_features for step in steps if isinstance(step, Multiply)
         )
-        self._native = (_Step * len(self.steps))(*(_native_step(step) for step in self.steps))
-        # which field of which step is a pointer into which tensor, and where the tensor's row length goes
-        self._places = [place for index, step in enumerate(self.steps) for place in _places(index, step)]
+        self._texts = NativeTexts()
+        self._native = (_Step * len(self.steps))(*(_native_step(step, self._texts) for step in self.steps))
+        self._lent: list[tuple[int, int]] = []
 
-    def run(self, tensors: Sequence[Tensor]) -> None:
-        """Run the steps on `tensors`: fp32 on the CPU, `(rows, width)`, contiguous but for the distance of rows."""
+    def run(self, tensors: Sequence[Tensor], texts: Texts | None = None) -> None:
+        """Run the steps on `tensors`, on the CPU: fp32 `(rows, width)`, contiguous but for the distance of rows.
+
+        `texts`: where the rows belong, for `Attend`, which is for the kernel alone.
+        """
         native = library() if tensors[0].is_cpu else None
         if native is None:
             self._run_in_torch(tensors)
             return
-        starts, steps = [tensor.data_ptr() for tensor in tensors], self._native
-        for index, field, place, offset, stride in self._places:
-            setattr(steps[index], field, starts[place] + offset)
-            if stride:
-                setattr(steps[index], stride, tensors[place].stride(0))
+        lent = [(tensor.data_ptr(), tensor.stride(0)) for tensor in tensors]
+        if lent != self._lent:
+            for native_step, step in zip(self._native, self.steps, strict=True):
+                _lend(native_step, step, lent)
+            self._lent = lent
+        if texts is not None:
+            texts.describe(self._texts)
         rows = tensors[0].shape[0]
         threads = torch.get_num_threads() if self._work * rows > _SERIAL else 1
-        native.row_chain(steps, *(ctypes.c_int64(number) for number in (len(self.steps), rows, threads)))
+        native.row_chain(self._native, *(ctypes.c_int64(number) for number in (len(self.steps), rows, threads)))
 
     def _run_in_torch(self, tensors: Sequence[Tensor]) -> None:
         for step in self.steps:
@@ -202,6 +169,12 @@ class RowChain:
                 first, second = heads.chunk(2, dim=-1)
                 turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
                 heads.copy_(turned)
+                continue
+            if isinstance(step, Attend):
+                raise ModelError("attention in a chain needs the kernel", fix="use paged_attention")
+            if isinstance(step, LookUp):
+                x = step.weight.rows(tensors[step.ids])
+                tensors[step.target].copy_(x if step.residual is None else tensors[step.residual] + x)
                 continue
             x = tensors[step.source] if step.norm is None else _normalised(tensors[step.source], step.norm)
             y = multiply_in_torch(x, step.weight)
@@ -217,15 +190,14 @@ class RowChain:
 
 def multiply_in_torch(x: Tensor, weight: RowWeight) -> Tensor:
     """Return `x` fp32 `(rows, in)` times the weight plus its bias as torch does it, the inputs rounded alike."""
+    values = weight.rows()
     if weight.form == "bf16":
-        y = F.linear(x.to(torch.bfloat16), weight.values).to(torch.float32)
-    elif weight.form == "int8" and weight.scale is not None:
-        limit = min(32767, (2**31 - 1) * 16 // (127 * (-(-x.shape[1] // _PADDED) * _PADDED)))
-        most = x.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
-        integers = torch.round(x * (limit / most))
-        y = F.linear(integers, weight.values.to(torch.float32)) * weight.scale * (most / limit)
+        y = F.linear(x.to(torch.bfloat16), values.to(torch.bfloat16)).to(torch.float32)
+    elif weight.form == "int8":
+        unit = x.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / (127 * 128)
+        y = F.linear(torch.round(x / unit), values) * unit
     else:
-        y = F.linear(x, weight.rows())
+        y = F.linear(x, values)
     return y if weight.bias is None else y + weight.bias
 
 
@@ -240,35 +212,50 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _native_weight(weight: RowWeight | None) -> _Weight:
-    return _Weight() if weight is None else _Weight(*(_pointer(tensor) for tensor in weight[1:]))
+    return _Weight() if weight is None else _Weight(*(_pointer(tensor) for tensor in weight[3:]))
 
 
-def _native_step(step: Multiply | Rotate) -> _Step:
+def _native_step(step: Multiply | Rotate | LookUp | Attend, texts: NativeTexts) -> _Step:
+    """Return a step without the places of the tensors, which `_lend` sets."""
     if isinstance(step, Rotate):
         return _Step(kind=1, inputs=step.width, outputs=step.head_dim)
-    native = _Step(
-        form=get_args(RowForm).index(step.weight.form),
-        inputs=step.weight.in_features,
-        outputs=step.weight.out_features,
-        weight=_native_weight(step.weight),
-        up=_native_weight(step.up),
-        activation=get_args(Activation).index(step.activation),
-        same_input=step.again,
-    )
+    if isinstance(step, Attend):
+        call = AttentionCall(
+            texts=ctypes.pointer(texts), keys=described(step.keys), values=described(step.values),
+            block_size=step.keys.shape[1], heads=step.heads, kv_heads=step.kv_heads,
+            bf16=step.keys.dtype == torch.bfloat16, scale=step.dim**-0.5,
+        )  # fmt: skip
+        return _Step(kind=3, attention=ctypes.pointer(call))
+    form, weight = get_args(RowForm).index(step.weight.form), _native_weight(step.weight)
+    native = _Step(form=form, inputs=step.weight.in_features, outputs=step.weight.out_features, weight=weight)
+    if isinstance(step, LookUp):
+        native.kind = 2
+        return native
+    native.up, native.same_input = _native_weight(step.up), step.again
+    native.activation = get_args(Activation).index(step.activation)
     if step.norm is not None:
         native.norm, native.norm_eps = 1 if step.norm.kind == "layer" else 2, step.norm.eps
         native.norm_weight, native.norm_bias = _pointer(step.norm.weight), _pointer(step.norm.bias)
     return native
 
 
-def _places(index: int, step: Multiply | Rotate) -> list[tuple[int, str, int, int, str]]:
-    """Return (step, field, tensor, bytes from its start, field of its row length) for each pointer of a step."""
+def _lend(native: _Step, step: Multiply | Rotate | LookUp | Attend, lent: Sequence[tuple[int, int]]) -> None:
+    """Tell a step where its tensors lie; `lent`: the address and row length of each."""
+    if isinstance(step, Attend):
+        call, (start, stride) = native.attention.contents, lent[step.source]
+        heads = (0, step.heads, step.heads + step.kv_heads)
+        for rows, first in zip((call.query, call.new_keys, call.new_values), heads, strict=True):
+            rows.data, rows.token, rows.head = start + 4 * first * step.dim, stride, step.dim
+        call.output = lent[step.target][0]
+        return
+    offset = 4 * step.column if isinstance(step, Multiply) else 0
+    native.output, native.output_stride = lent[step.target][0] + offset, lent[step.target][1]
     if isinstance(step, Rotate):
-        turn = [(index, "norm_weight", step.cosine, 0, ""), (index, "norm_bias", step.sine, 0, "")]
-        return [(index, "output", step.target, 0, "output_stride"), *turn]
-    offset = 4 * step.column
-    found = [
-        (index, "input", step.source, 0, "input_stride"),
-        (index, "output", step.target, offset, "output_stride"),
-    ]
-    return found if step.residual is None else [*found, (index, "residual", step.residual, offset, "")]
+        native.norm_weight, native.norm_bias = lent[step.cosine][0], lent[step.sine][0]
+        return
+    if step.residual is not None:
+        native.residual = lent[step.residual][0] + offset
+    if isinstance(step, LookUp):
+        native.ids = lent[step.ids][0]
+    else:
+        native.input, native.input_stride = lent[step.source]

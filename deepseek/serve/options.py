@@ -16,6 +16,7 @@ from deepseek.serve.security.keys import KeyRing
 from deepseek.serve.security.limits import RateLimiter
 from deepseek.serve.security.tls import TlsFiles
 from deepseek.serve.security.urls import Fetcher
+from deepseek.serve.speech.limits import StreamLimits
 from deepseek.serve.tensor.limits import TensorLimits
 from deepseek.serve.text.engine import EngineLimits
 
@@ -151,6 +152,8 @@ class ServerOptions(Config):
     """How much the server takes on."""
     tensor_limits: TensorLimits = TensorLimits()
     """How much the engine of each model that is no language model takes on."""
+    stream_limits: StreamLimits = StreamLimits()
+    """How much streams of speech may hold, and how many there may be."""
     safety: Safety = Safety()
     """Who may use it."""
 
@@ -166,6 +169,7 @@ class OptionWords(TypedDict, total=False):
     spare: bool
     limits: ServerLimits | None
     tensor_limits: TensorLimits | None
+    stream_limits: StreamLimits | None
     safety: Safety | None
     api_key: str | None
     allowed_hosts: Collection[str]

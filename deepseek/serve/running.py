@@ -28,6 +28,7 @@ from deepseek.serve.rest.gateway import Guard
 from deepseek.serve.rest.protocol import limited_protocol
 from deepseek.serve.service import Service
 from deepseek.serve.sockets import address_error, address_of, bind, url_of
+from deepseek.serve.speech.session import Streams
 from deepseek.serve.watch import FolderWatcher
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Running:
                 guard.audit.close()
             raise
         self.guard = guard
+        self._streams = Streams(self.service, options.stream_limits)
         self._watcher = FolderWatcher(self.service, options.folder) if options.watch and options.folder else None
         self._shared = bound is not None
         self._port = self._socket.getsockname()[1]
@@ -172,6 +174,7 @@ class Running:
         app = create_app(
             self.service,
             guard=self.guard,
+            speech=self._streams,
             allow_admin=self.options.allow_admin,
             on_checked=lambda problem: self._on_checked(problem),
         )
@@ -203,7 +206,15 @@ class Running:
             allow_admin=options.allow_admin,
             reuse_port=self._shared,
         )
-        return RpcServer(self.service, options.host, port, tls=self.tls, limits=limits, guard=self.guard)
+        return RpcServer(
+            self.service,
+            options.host,
+            port,
+            tls=self.tls,
+            limits=limits,
+            guard=self.guard,
+            speech=self._streams,
+        )
 
 
 def _server_class() -> Callable[[uvicorn.Config, Running], uvicorn.Server]:

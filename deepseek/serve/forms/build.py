@@ -23,6 +23,7 @@ from deepseek.serve.forms.atoms import AtomsTaker, EnergyGiver
 from deepseek.serve.forms.boxes import BoxGiver
 from deepseek.serve.forms.calls import Calls, Predicts, example_of, served_shapes
 from deepseek.serve.forms.classes import ClassGiver, ValueGiver
+from deepseek.serve.forms.direct import direct_of
 from deepseek.serve.forms.form import Form, FormLimits, Giver, Taker
 from deepseek.serve.forms.images import ImageTaker
 from deepseek.serve.forms.masks import MaskGiver
@@ -79,7 +80,9 @@ class _Builder:
             task = PlainTask()
         needs_model = self.name in _NEED_MODEL or "memory" in self.example
         needs_model = needs_model or getattr(task, "decoding", None) == "rescore"
-        return TaskForm(task, taker, giver, None if needs_model else self._calls(task, taker))
+        calls = None if needs_model else self._calls(task, taker)
+        direct = None if calls is None else direct_of(task, calls, taker, self.signature)
+        return TaskForm(task, taker, giver, calls, direct)
 
     def _calls(self, task: Predicts, taker: Taker) -> Calls | None:
         """Return the calls of the served model; None where its sizes are not those that the pipeline makes.

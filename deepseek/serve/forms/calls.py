@@ -68,6 +68,7 @@ class Calls:
     def __init__(self, model: nn.Module, task: Predicts, shapes: Mapping[str, Sequence[int]]) -> None:
         """`shapes`: the inputs that the served model takes, -1 where a size is free."""
         self._task, self._model, self.shapes = task, model, shapes
+        self._device = device_of(model)
         self.example: dict[str, Tensor] = example_of(model)
         names = list(inspect.signature(model.forward).parameters)
         self._desk = _Desk(names)
@@ -93,8 +94,7 @@ class Calls:
 
     def answer(self, batch: Mapping[str, Tensor], outputs: Mapping[str, NDArray[Any]]) -> Any:
         """Return what the task predicts where the model answers `outputs`, on the model's device."""
-        device = device_of(self._model)
-        tensors = {name: _tensor(value).to(device) for name, value in outputs.items()}
+        tensors = {name: _tensor(value).to(self._device) for name, value in outputs.items()}
         self._desk.given.outputs = tensors
         try:
             return self._task.predict(self._stand_in, asked(self._task, batch))
@@ -103,11 +103,22 @@ class Calls:
 
     def fits(self, inputs: Mapping[str, NDArray[Any]]) -> bool:
         """Return whether inputs have the sizes that the served model takes."""
-        return all(
-            len(inputs[name].shape) == len(shape)
-            and all(wanted in (-1, size) for size, wanted in zip(inputs[name].shape, shape, strict=True))
-            for name, shape in self.shapes.items()
-            if name in inputs
+        for name, shape in self.shapes.items():
+            value = inputs.get(name)
+            if value is None or value.shape[1:] == shape[1:]:
+                continue
+            if len(value.shape) != len(shape):
+                return False
+            if any(wanted not in (-1, size) for size, wanted in zip(value.shape, shape, strict=True)):
+                return False
+        return True
+
+    def passes_on(self, batch: Mapping[str, Tensor]) -> bool:
+        """Return whether the task calls the model with just what the batch has, as it is."""
+        called = self.inputs(batch)
+        return called.keys() == batch.keys() == self.shapes.keys() and all(
+            called[name].dtype == value.numpy().dtype and np.array_equal(called[name], value.numpy())
+            for name, value in batch.items()
         )
 
     def _aligned(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

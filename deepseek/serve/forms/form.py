@@ -50,12 +50,17 @@ class Taken(NamedTuple):
 
 
 class Row(dict[str, NDArray[Any]]):
-    """A model's inputs by name, the batch axis first; `taken` and `options` are what the answer is made with."""
+    """A model's inputs by name, the batch axis first; `taken` and `options` are what the answer is made with.
 
-    def __init__(self, inputs: Mapping[str, NDArray[Any]], taken: Taken, options: Mapping[str, Any]) -> None:
+    Without `taken` the inputs are the batch.
+    """
+
+    __slots__ = ("options", "taken")
+
+    def __init__(self, inputs: Mapping[str, NDArray[Any]], taken: Taken | None, options: Mapping[str, Any]) -> None:
         super().__init__(inputs)
         self.taken = taken
-        self.options = dict(options)
+        self.options = options
 
 
 class Taker(Protocol):

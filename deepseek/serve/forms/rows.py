@@ -6,14 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deepseek.data.pipeline.stage import Stage, StageGroup
+import numpy as np
+from torch import Tensor
+
+from deepseek.data.pipeline.stage import Sample, Stage, StageGroup
 from deepseek.data.table_columns import TableColumns
-from deepseek.errors import RequestError, did_you_mean, nearest
-from deepseek.serve.forms.checks import number_of, object_schema, shown, text_of, type_name, whole_of
+from deepseek.errors import DataError, RequestError, did_you_mean, nearest
+from deepseek.serve.forms.checks import number_of, object_schema, refused, shown, text_of, type_name, whole_of
 from deepseek.serve.forms.form import FormLimits, Schema, Taken, Takes
 from deepseek.serve.forms.stages import Road
 
 _WIDEST = 10**18
+_NO_DRAWS = np.random.default_rng(0)
 
 
 class RowTaker:
@@ -25,6 +29,8 @@ class RowTaker:
         self._road, self._limits, self._columns = Road(stages), limits, columns
         self._numeric, self._categorical = columns.numeric or (), columns.categorical or ()
         self._names = [*self._numeric, *self._categorical]
+        self._known = {*self._names, *columns.ignore}
+        self._alone = len(stages) == 1 and stages[0] is columns
         cells: dict[str, Schema] = {name: {"type": ["number", "null"]} for name in self._numeric}
         cells |= {name: {"type": ["string", "number"]} for name in self._categorical}
         cells |= {name: {} for name in columns.ignore}
@@ -38,7 +44,8 @@ class RowTaker:
         self._check_names(body)
         row = {name: self._number(name, body[name]) for name in self._numeric}
         cells = {name: self._cell(name, body[name]) for name in self._categorical}
-        return Taken(self._road.batch([{"row": {**row, **cells}}], "row"), {})
+        sample: Sample = {"row": {**row, **cells}}
+        return Taken(self._one(sample) if self._alone else self._road.batch([sample], "row"), {})
 
     def example(self) -> Any:
         """Return a row of the training's means and first categories."""
@@ -51,13 +58,20 @@ class RowTaker:
         """Return the example: rows are all alike."""
         return [self.example()]
 
+    def _one(self, sample: Sample) -> dict[str, Tensor]:
+        """Return what `Road.batch` does where `TableColumns` is the only stage: nothing is drawn there."""
+        try:
+            made = self._columns.apply(sample, _NO_DRAWS)
+        except DataError as error:
+            raise refused(error, "row") from error
+        return {name: value[None] for name, value in made.items() if isinstance(value, Tensor)}
+
     def _check_names(self, row: Mapping[Any, Any]) -> None:
-        known = {*self._names, *self._columns.ignore}
         missing = [name for name in self._names if name not in row]
         for key in row:
-            if key not in known:
+            if key not in self._known:
                 name = shown(key)
-                fix = did_you_mean(name, missing if nearest(name, missing) else known)
+                fix = did_you_mean(name, missing if nearest(name, missing) else self._known)
                 raise RequestError("the row has an unknown column", field=f"row.{name}", found=name, fix=fix)
         if missing:
             name = missing[0]

@@ -7,27 +7,37 @@ the content under its name: {"text": "...", "top_k": 3}, {"row": {...}, "top_k":
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from deepseek.errors import DataError, ModelError, RequestError
 from deepseek.serve.forms.calls import Calls, Predicts, run_task
 from deepseek.serve.forms.checks import known_keys, object_schema, refused, shown, whole_of
+from deepseek.serve.forms.classes import ClassGiver, ValueGiver
+from deepseek.serve.forms.direct import Direct
 from deepseek.serve.forms.form import Giver, Gives, Row, Schema, Taken, Taker, Takes
 
 _RAW = ("image", "audio", "volume")
 _FREE_KEYS = ("row", "tensors")
+_NO_OPTIONS_ASKED: Mapping[str, Any] = {}
 _NO_OPTIONS = ("atoms", "texts", "label")
 
 
 class TaskForm:
-    """See `deepseek.serve.forms.form.Form`. Without `calls` the form needs the model."""
+    """See `deepseek.serve.forms.form.Form`. Without `calls` the form needs the model; `direct` is a shorter way."""
 
-    def __init__(self, task: Predicts, taker: Taker, giver: Giver, calls: Calls | None) -> None:
-        self._task, self._taker, self._giver, self._calls = task, taker, giver, calls
+    def __init__(
+        self, task: Predicts, taker: Taker, giver: Giver, calls: Calls | None, direct: Direct | None = None
+    ) -> None:
+        self._task, self._taker, self._giver, self._calls, self._direct = task, taker, giver, calls, direct
+        self._arrays: Callable[[Any], dict[str, NDArray[Any]] | None] | None = None
+        if direct is not None and direct.inputs:  # the batch is then just what the served model takes
+            self._arrays = getattr(taker, "arrays", None)
+        self._tell = giver.tell if isinstance(giver, ClassGiver | ValueGiver) else None
         self.takes: Takes = taker.takes
         self.gives: Gives = giver.gives
         self.needs_model = calls is None
@@ -42,11 +52,19 @@ class TaskForm:
                 status=501,
                 fix="send instances to the :predict route",
             )
-        taken, options = self._taken(instance)
-        try:
-            inputs = self._calls.inputs(taken.batch)
-        except (DataError, ModelError) as error:
-            raise refused(error, self.takes) from error
+        if self._arrays is not None:
+            arrays = self._arrays(instance)
+            if arrays is not None and self._calls.fits(arrays):
+                return Row(arrays, None, _NO_OPTIONS_ASKED)
+        body, options = self._unwrapped(instance)
+        taken = self._taker.take(body)
+        if self._direct is not None and self._direct.inputs and taken.batch.keys() == self._calls.shapes.keys():
+            inputs = {name: value.numpy() for name, value in taken.batch.items()}
+        else:
+            try:
+                inputs = self._calls.inputs(taken.batch)
+            except (DataError, ModelError) as error:
+                raise refused(error, self.takes) from error
         if not self._calls.fits(inputs):
             raise RequestError(
                 f"'{self.takes}' is of another size than the model takes",
@@ -64,12 +82,18 @@ class TaskForm:
                 found=type(inputs).__name__,
                 wanted="the very object, a Row: it knows the picture's size",
             )
-        prediction = self._calls.answer(inputs.taken.batch, outputs)
-        return self._giver.give(prediction, inputs.taken.about, inputs.options)
+        if self._direct is not None and self._tell is not None:
+            numbers = self._direct.answer(outputs)
+            if numbers is not None:
+                return self._tell(numbers, inputs.options)
+        taken = inputs.taken or Taken({name: torch.from_numpy(value) for name, value in inputs.items()}, {})
+        prediction = self._calls.answer(taken.batch, outputs)
+        return self._giver.give(prediction, taken.about, inputs.options)
 
     def run(self, model: nn.Module, instance: Any) -> dict[str, Any]:
         """Return the answer to an instance by the eager model. Raises RequestError."""
-        taken, options = self._taken(instance)
+        body, options = self._unwrapped(instance)
+        taken = self._taker.take(body)
         task = self._task
         if "max_new_tokens" in options:
             changed: Any = copy.copy(task)
@@ -82,15 +106,16 @@ class TaskForm:
         """Return an instance that can be sent."""
         return self._taker.example()
 
-    def _taken(self, instance: Any) -> tuple[Taken, dict[str, Any]]:
-        body, wishes = self._unwrapped(instance)
-        options = {name: _option(name, value, self._giver.options[name]) for name, value in wishes.items()}
-        return self._taker.take(body), options
-
     def _unwrapped(self, instance: Any) -> tuple[Any, dict[str, Any]]:
-        """Return the content and what is asked for beside it. Raises RequestError for an unknown key."""
+        """Return the content and what is asked for beside it. Raises RequestError for an unknown key or value."""
+        body, wishes = self._parted(instance)
+        if wishes:
+            wishes = {name: _option(name, value, self._giver.options[name]) for name, value in wishes.items()}
+        return body, wishes
+
+    def _parted(self, instance: Any) -> tuple[Any, dict[str, Any]]:
         name, options = self.takes, self._giver.options
-        if not isinstance(instance, Mapping) or name in _NO_OPTIONS:
+        if not isinstance(instance, dict) or name in _NO_OPTIONS:
             return instance, {}
         if name in instance and (name not in _FREE_KEYS or isinstance(instance[name], Mapping)):
             rest = {key: value for key, value in instance.items() if key != name}

@@ -10,7 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepseek.errors import RequestError, did_you_mean
@@ -18,6 +20,8 @@ from deepseek.serve.forms.checks import TOO_LARGE, number_of, object_schema, sho
 from deepseek.serve.forms.form import FormLimits, Schema, Taken, Takes
 
 _WIDEST = 2**31 - 1
+_NUMBERS = frozenset({int, float})
+_LARGEST = float(np.finfo(np.float32).max)
 _INNER = ("decoder_input_ids", "memory")  # what the task itself makes
 
 
@@ -28,15 +32,18 @@ class TensorTaker:
 
     def __init__(self, model: nn.Module, example: Mapping[str, Tensor], limits: FormLimits) -> None:
         self._example = {name: value for name, value in example.items() if name not in _INNER}
+        self._names = list(self._example)
         self._optional = {"attention_mask", "token_type_ids", "lengths"} & self._example.keys()
         self._limits = limits
+        plain = all(value.dim() == 2 and value.dtype == torch.float32 for value in self._example.values())
+        self._flat_names = self._example.keys() if plain else None
         self._bounds = {name: _highest(model, name) for name in self._example}
         arrays = {name: _array_schema(value.dim() - 1, value) for name, value in self._example.items()}
         self.schema: Schema = object_schema(arrays, [name for name in arrays if name not in self._optional])
 
     def take(self, body: Any) -> Taken:
         """Return the batch of one row. Raises RequestError for names, shapes or numbers that do not fit."""
-        names = list(self._example)
+        names = self._names
         if isinstance(body, list | int | float) and not isinstance(body, bool) and len(names) == 1:
             body = {names[0]: body}
         if not isinstance(body, Mapping):
@@ -63,6 +70,18 @@ class TensorTaker:
                 room -= batch[name].numel()
         return Taken(batch, {})
 
+    def arrays(self, body: Any) -> dict[str, NDArray[Any]] | None:
+        """Return what `take` does as arrays where `body` is nothing but lists of finite floats; None: ask `take`."""
+        if type(body) is not dict or body.keys() != self._flat_names:
+            return None
+        found = {}
+        for name, value in body.items():
+            numbers = _floats(value) if type(value) is list else None
+            if numbers is None or len(numbers) > self._limits.numbers:
+                return None
+            found[name] = numbers.reshape(1, -1)
+        return found
+
     def example(self) -> Any:
         """Return the model's own example."""
         return {name: value[0].tolist() for name, value in self._example.items()}
@@ -83,7 +102,10 @@ class TensorTaker:
         if math.prod(shape) > room:
             found, wanted = f"{math.prod(shape)} numbers", f"at most {self._limits.numbers}"
             raise RequestError(f"'{name}' is too large", field=name, status=TOO_LARGE, found=found, wanted=wanted)
-        flat = self._flat(name, value, shape)
+        flat = value if len(shape) == 1 else self._flat(name, value, shape)
+        quick = _floats(flat) if example.dtype == torch.float32 else None
+        if quick is not None:
+            return torch.from_numpy(quick.reshape(1, *shape))
         if example.dtype.is_floating_point:
             numbers: list[Any] = [number_of(one, name) for one in flat]
         else:
@@ -103,6 +125,15 @@ class TensorTaker:
     def _misshapen(self, name: str, value: Any) -> RequestError:
         wanted = f"lists of one length at each level, {self._example[name].dim() - 1} levels, none empty"
         return RequestError(f"'{name}' has another shape", field=name, found=type_name(value), wanted=wanted)
+
+
+def _floats(flat: list[Any]) -> NDArray[np.float32] | None:
+    """Return finite numbers as an array; None for what must be looked at one by one."""
+    if not flat or not _NUMBERS.issuperset(map(type, flat)) or not math.isfinite(sum(flat)):
+        return None
+    if not -_LARGEST <= min(flat) <= max(flat) <= _LARGEST:
+        return None
+    return np.array(flat, np.float32)
 
 
 def _whole(value: object, name: str, highest: int) -> int:

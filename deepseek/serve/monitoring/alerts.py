@@ -46,13 +46,14 @@ class Alert(NamedTuple):
 def alerts(limits: AlertLimits | None = None) -> tuple[Alert, ...]:
     """Return all rules."""
     at = limits or AlertLimits()
+    return (*_of_traffic(at), *_of_health(at), *_of_data(at))
+
+
+def _of_traffic(at: AlertLimits) -> tuple[Alert, ...]:
     requests = "sum (rate(deepseek_requests_total[5m]))"
     per_route = "sum by (le, route) (rate(deepseek_request_seconds_bucket[5m]))"
     queue = "sum by (model) (deepseek_queue_depth) / sum by (model) (deepseek_queue_limit)"
     pages = "sum by (model) (deepseek_pages_used) / sum by (model) (deepseek_pages_limit)"
-    anomalies = (
-        "sum by (model) (rate(deepseek_anomalies_total[15m])) / sum by (model) (rate(deepseek_watched_total[15m]))"
-    )
     return (
         Alert(
             "DeepseekErrors",
@@ -94,6 +95,11 @@ def alerts(limits: AlertLimits | None = None) -> tuple[Alert, ...]:
             "running answers of {{ $labels.model }} hold {{ $value | humanizePercentage }} of its pages",
             "Answers give up their pages and compute again: raise kv_bytes, or lower max_active.",
         ),
+    )
+
+
+def _of_health(at: AlertLimits) -> tuple[Alert, ...]:
+    return (
         Alert(
             "DeepseekNotReady",
             "min (deepseek_ready) == 0",
@@ -118,6 +124,22 @@ def alerts(limits: AlertLimits | None = None) -> tuple[Alert, ...]:
             "workers were replaced {{ $value | humanize }} times in 15 minutes",
             "They die or hang: the log has the exit code or signal; out of memory is signal KILL.",
         ),
+        Alert(
+            "DeepseekDescriptors",
+            f"process_open_fds / process_max_fds > {at.descriptor_share}",
+            "10m",
+            "warning",
+            "{{ $value | humanizePercentage }} of the file descriptors are open",
+            "Clients keep connections open: raise the limit (ulimit -n) or lower max_connections.",
+        ),
+    )
+
+
+def _of_data(at: AlertLimits) -> tuple[Alert, ...]:
+    anomalies = (
+        "sum by (model) (rate(deepseek_anomalies_total[15m])) / sum by (model) (rate(deepseek_watched_total[15m]))"
+    )
+    return (
         Alert(
             "DeepseekCacheOff",
             "max (deepseek_cache_on) == 0",
@@ -149,14 +171,6 @@ def alerts(limits: AlertLimits | None = None) -> tuple[Alert, ...]:
             "warning",
             "{{ $value | humanizePercentage }} of the requests to {{ $labels.model }} are unlike its training data",
             "New traffic, a broken sender, or an attack.",
-        ),
-        Alert(
-            "DeepseekDescriptors",
-            f"process_open_fds / process_max_fds > {at.descriptor_share}",
-            "10m",
-            "warning",
-            "{{ $value | humanizePercentage }} of the file descriptors are open",
-            "Clients keep connections open: raise the limit (ulimit -n) or lower max_connections.",
         ),
     )
 

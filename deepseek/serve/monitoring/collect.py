@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deepseek.serve.monitoring.definitions import Sample
 from deepseek.serve.monitoring.process import process_samples
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from deepseek.serve.service import Service
     from deepseek.serve.state.response_cache import CacheStats
     from deepseek.serve.state.sessions import SessionStats
-
-Sample = tuple[str, tuple[str, ...], float]
-"""Name, the labels' values in the definition's order, value."""
 
 
 class Sources(NamedTuple):

@@ -1,4 +1,4 @@
-"""Every metric of the server in one table: what is scraped, drawn on the dashboard and watched by alerts comes from here.
+"""Every metric of the server in one table: what is scraped, drawn and watched by alerts comes from here.
 
 Names follow Prometheus' conventions (base units, `_total` for counters). Labels have few values: routes, models,
 outcomes, never what a client chose. Not here: where the numbers come from (see `metrics` and `collect`).
@@ -10,6 +10,9 @@ from typing import Literal, NamedTuple
 
 Kind = Literal["counter", "gauge", "histogram"]
 Unit = Literal["seconds", "bytes", "tokens", "requests", "pages", "rows", "events", "ratio", "yes or no", "count"]
+
+Sample = tuple[str, tuple[str, ...], float]
+"""Name, the labels' values in the definition's order, value."""
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 """Bounds of the buckets of all histograms."""
@@ -83,7 +86,7 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition("deepseek_sessions", "gauge", "Conversations in memory", (), "count"),
     Definition("deepseek_session_bytes", "gauge", "Memory of these conversations", (), "bytes"),
     Definition("deepseek_session_calls_total", "counter", "Conversations read and written", ("kind",), "events"),
-    Definition("deepseek_session_store_failures_total", "counter", "Times Redis had no conversation", (), "events"),
+    Definition("deepseek_session_store_failures_total", "counter", "Times Redis was away for sessions", (), "events"),
     Definition("deepseek_watched_total", "counter", "Requests compared with the training data", _MODEL, "rows"),
     Definition("deepseek_unwatched_total", "counter", "Requests not compared, for lack of time", _MODEL, "rows"),
     Definition("deepseek_anomalies_total", "counter", "Requests unlike the training data", _MODEL, "rows"),

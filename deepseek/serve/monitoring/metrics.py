@@ -2,7 +2,8 @@
 
 Counts that other parts keep anyway are read when somebody asks (see `collect`), so they cost nothing on the way of a
 request. Without prometheus_client nothing is counted and `/metrics` says how to install it.
-Not here: names, labels and units (see `definitions`).
+Of several worker processes each tells its own numbers, under a label `worker`: a scrape reaches one of them, and over
+some scrapes all are seen. Not here: names, labels and units (see `definitions`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from deepseek.errors import RequestError
 from deepseek.serve.monitoring.collect import Sources, samples
-from deepseek.serve.monitoring.definitions import BY_NAME, SECONDS
+from deepseek.serve.monitoring.definitions import BY_NAME, SECONDS, Definition
+from deepseek.serve.monitoring.tracing import record_answer
 from deepseek.serve.service import Service
 from deepseek.serve.text.engine import Done
 
@@ -55,7 +57,8 @@ class NoMetrics:
         """Do nothing."""
 
     def answer(self, model: str, done: Done) -> None:
-        """Do nothing."""
+        """Only trace it."""
+        record_answer(model, done)
 
     def render(self) -> tuple[bytes, str]:
         """Raise RequestError with the install line."""
@@ -75,8 +78,11 @@ class PrometheusMetrics:
         self._service = service
         self._sources = sources or Sources()
         self._registry = CollectorRegistry()
+        facts = self._sources.facts() if self._sources.facts is not None else {}
+        self._worker: tuple[str, ...] = (str(facts["worker"]),) if "worker" in facts else ()
         requests = BY_NAME["deepseek_requests_total"]
-        self._requests = Counter(requests.name, requests.help, requests.labels, registry=self._registry)
+        names = self._names(requests)
+        self._requests = Counter(requests.name, requests.help, names, registry=self._registry)
         self._request_seconds = self._histogram("deepseek_request_seconds")
         self._first_token = self._histogram("deepseek_time_to_first_token_seconds")
         self._per_token = self._histogram("deepseek_time_per_token_seconds")
@@ -89,7 +95,10 @@ class PrometheusMetrics:
         """Count a request that was answered."""
         children = self._by_request.get((route, status))
         if children is None:
-            children = self._requests.labels(route, str(status)), self._request_seconds.labels(route)
+            children = (
+                self._requests.labels(route, str(status), *self._worker),
+                self._request_seconds.labels(route, *self._worker),
+            )
             self._by_request[route, status] = children
         children[0].inc()
         children[1].observe(seconds)
@@ -98,11 +107,13 @@ class PrometheusMetrics:
         """Count an answer that is complete."""
         children = self._by_model.get(model)
         if children is None:
-            children = self._by_model[model] = self._first_token.labels(model), self._per_token.labels(model)
+            labels = (model, *self._worker)
+            children = self._by_model[model] = self._first_token.labels(*labels), self._per_token.labels(*labels)
         if done.tokens:
             children[0].observe(done.first_token_seconds)
         if done.tokens > 1:
             children[1].observe((done.seconds - done.first_token_seconds) / (done.tokens - 1))
+        record_answer(model, done)
 
     def render(self) -> tuple[bytes, str]:
         """Return the text for Prometheus and its content type."""
@@ -116,8 +127,8 @@ class PrometheusMetrics:
         for name, labels, value in samples(self._service, self._sources):
             family = families.get(name)
             if family is None:
-                family = families[name] = _family(name)
-            family.add_metric(labels, value)
+                family = families[name] = self._family(name)
+            family.add_metric((*labels, *self._worker), value)
         yield from families.values()
 
     def describe(self) -> list[Metric]:
@@ -128,12 +139,16 @@ class PrometheusMetrics:
         from prometheus_client import Histogram
 
         definition = BY_NAME[name]
-        return Histogram(name, definition.help, definition.labels, buckets=SECONDS, registry=self._registry)
+        names = self._names(definition)
+        return Histogram(name, definition.help, names, buckets=SECONDS, registry=self._registry)
 
+    def _names(self, definition: Definition) -> tuple[str, ...]:
+        """Return the names of a metric's labels."""
+        return (*definition.labels, "worker") if self._worker else definition.labels
 
-def _family(name: str) -> Any:
-    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+    def _family(self, name: str) -> Any:
+        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
-    definition = BY_NAME[name]
-    kind = CounterMetricFamily if definition.kind == "counter" else GaugeMetricFamily
-    return kind(definition.name, definition.help, labels=definition.labels)
+        definition = BY_NAME[name]
+        kind = CounterMetricFamily if definition.kind == "counter" else GaugeMetricFamily
+        return kind(definition.name, definition.help, labels=self._names(definition))

@@ -20,6 +20,8 @@ _TOKENS = re.compile(
     re.VERBOSE,
 )
 _GROUPING = frozenset({"by", "without", "on", "ignoring", "group_left", "group_right"})
+_CALLED = frozenset({"(", "by", "without"})
+"""What follows a function or an aggregation, and never a series."""
 _WORDS = frozenset({"and", "or", "unless", "bool", "offset", "inf", "nan", "atan2"})
 
 
@@ -40,7 +42,7 @@ def selectors(query: str) -> list[Selected]:
         following = tokens[place + 1][1] if place + 1 < len(tokens) else ""
         if kind == "name" and text.lower() in _GROUPING and following == "(":
             place = _closing(tokens, place + 1, "(", ")")
-        elif kind == "name" and following != "(" and text.lower() not in _WORDS | _GROUPING:
+        elif kind == "name" and following not in _CALLED and text.lower() not in _WORDS | _GROUPING:
             end = _closing(tokens, place + 1, "{", "}") if following == "{" else place
             inside = tokens[place + 1 : end]
             labels = [

@@ -127,7 +127,7 @@ function request() {
 const path = () => (mode === "chat" ? "/v1/chat/completions" : "/v1/completions");
 
 function command() {
-  if (!$("ask") || !$("seed")) return;
+  if (!$("log") || !$("seed")) return;
   const json = request();
   delete json.stream_options;
   showCommand({ path: path(), json, stream: true });
@@ -225,7 +225,7 @@ function keep(kept, prompt, asked, target) {
 }
 
 onLanguage(() => {
-  if (!$("ask")) return;
+  if (!$("log")) return;
   for (const [name] of SLIDERS) $(name).dispatchEvent(new Event("input"));
   drawMode();
 });

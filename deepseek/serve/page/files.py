@@ -23,6 +23,7 @@ _PARTS = (
     "element.js",
     "form.js",
     "image.js",
+    "microphone.js",
     "recorder.js",
     "row.js",
     "stream.js",

@@ -6,27 +6,28 @@ their seconds come from the histogram that `/metrics` has; the page's own reques
 
 from __future__ import annotations
 
+import os
 import re
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepseek.errors import RequestError
+from deepseek.serve.monitoring.process import process_samples
 
 if TYPE_CHECKING:
     from deepseek.serve.hosted import Hosted
     from deepseek.serve.monitoring.metrics import Metrics
     from deepseek.serve.service import Service
+    from deepseek.serve.speech.session import StreamStats
 
-_ASKED = re.compile(r"^(deepseek_requests_total|deepseek_request_seconds_bucket)\{([^}]*)\} (\S+)", re.MULTILINE)
+_ASKED = re.compile(r"^(deepseek_requests_total|deepseek_request_seconds_bucket)\{(.*)\} (\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _ANSWERS = re.compile(r"(?:completions|embeddings|:predict|/infer|/generate(?:_stream)?|Infer|Generate)$")
 """Routes that a model answers."""
 _COUNTS = ("waiting", "active", "finished", "failed", "refused", "cancelled")
 
 
-def numbers(service: Service, metrics: Metrics) -> dict[str, Any]:
+def numbers(service: Service, metrics: Metrics, speech: StreamStats) -> dict[str, Any]:
     """Return the numbers of now; `time` is in seconds of a clock that only goes forward."""
     try:
         text = metrics.render()[0].decode("utf-8")
@@ -34,31 +35,16 @@ def numbers(service: Service, metrics: Metrics) -> dict[str, Any]:
         text = ""
     return {
         "time": time.monotonic(),
-        "memory_bytes": resident_bytes(),
+        "process": os.getpid(),
+        "memory_bytes": dict(process_samples()).get("process_resident_memory_bytes"),
         "requests": _requests(text),
+        "speech": speech._asdict(),
         "models": {name: _model(hosted) for name, hosted in list(service.hosted.items())},
     }
 
 
-def resident_bytes() -> int | None:
-    """Return how much of the machine's memory this process holds; None where the system does not tell."""
-    try:
-        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-        import resource
-
-        return int(fields[1]) * resource.getpagesize()
-    except (OSError, ImportError):
-        pass
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _requests(text: str) -> dict[str, Any]:
-    """Return counts by the status' first digit, and of each bucket of seconds ([upper bound or null, count up to it])."""
+    """Return counts by the status' first digit, and buckets of seconds: [upper bound or null, requests up to it]."""
     statuses: dict[str, float] = {}
     buckets: dict[float, float] = {}
     for metric, written, value in _ASKED.findall(text):

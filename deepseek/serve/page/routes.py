@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from deepseek.serve.hosted import Hosted
     from deepseek.serve.service import Service
+    from deepseek.serve.speech.session import Streams
 
 Endpoint = Callable[["Request"], Awaitable[Reply]]
 
@@ -29,16 +30,17 @@ Endpoint = Callable[["Request"], Awaitable[Reply]]
 class Page:
     """The routes by path: `endpoints`, all of them for GET."""
 
-    def __init__(self, service: Service, metrics: Metrics, forms: Forms) -> None:
+    def __init__(self, service: Service, metrics: Metrics, forms: Forms, speech: Streams) -> None:
         self._service = service
         self._metrics = metrics
         self._forms = forms
+        self._speech = speech
         self._files = page_files()
         files: dict[str, Endpoint] = dict.fromkeys(self._files, self.file)
         self.endpoints: dict[str, Endpoint] = {
             **files,
             "/page/models": self.models,
-            "/page/models/{name}": self.form,
+            "/page/model": self.form,
             "/page/numbers": self.numbers,
         }
 
@@ -58,7 +60,8 @@ class Page:
 
     async def form(self, request: Request) -> Reply:
         """Return what a model takes and gives, its instances' schema, and an instance that can be sent."""
-        with lease(self._service, request.path_params["name"], request.query_params.get("version")) as hosted:
+        asked = request.query_params
+        with lease(self._service, asked.get("name"), asked.get("version")) as hosted:
             if hosted.kind == "text":
                 told = {"name": hosted.name, "kind": "text", "max_length": hosted.model.max_length}
                 return json_reply({**told, "version": hosted.version})
@@ -66,7 +69,7 @@ class Page:
 
     async def numbers(self, request: Request) -> Reply:
         """Return the numbers that the dashboard draws."""
-        return json_reply(numbers(self._service, self._metrics))
+        return json_reply(numbers(self._service, self._metrics, self._speech.stats()))
 
     def _described(self, hosted: Hosted) -> bytes:
         from deepseek.serve.speech.model import can_stream

@@ -64,14 +64,15 @@ def create_app(
     metrics = build_metrics(service)
     helpers = Helpers(metrics, cache, sessions)
     forms = Forms()
+    streams = speech or Streams(service)
     kserve = KServe(service, helpers, allow_admin=allow_admin)
     predict = Predict(service, helpers, forms, guard.fetcher if guard is not None else None)
     handlers: dict[Any, Any] = {HTTPException: _http_error}  # a Reply is an ASGI application, as a Response is
     router = Router(
         routes=[
             *_probes(Probes(service, metrics, forms)),
-            *(_get(path, endpoint) for path, endpoint in Page(service, metrics, forms).endpoints.items()),
-            _socket(SPEECH_PATH, SpeechSocket(speech or Streams(service))),
+            *(_get(path, endpoint) for path, endpoint in Page(service, metrics, forms, streams).endpoints.items()),
+            _socket(SPEECH_PATH, SpeechSocket(streams)),
             *_openai(OpenAI(service, helpers)),
             *_kserve(kserve, service, helpers),
         ],
@@ -79,7 +80,7 @@ def create_app(
         lifespan=lambda _: _running(service, on_checked),
     )
     others = ExceptionMiddleware(router, handlers=handlers)
-    dispatcher = Dispatcher(others, infer=kserve.infer, predict=predict.predict)
+    dispatcher = Dispatcher(others, infer=kserve.infer, predict=predict.predict, at_once=cache is None)
     return Gateway(dispatcher, metrics=metrics, retry_after=service.retry_after, guard=guard)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import importlib.util
 import json
 import re
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from deepseek.errors import RequestError
+from deepseek.serve.rest.begun import Begun
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -24,6 +24,8 @@ BODY_LIMIT = 1 << 20
 """Bytes of the longest text request that is read."""
 TENSOR_BODY_LIMIT = 16 << 20
 """Bytes of the longest request with tensors, images or sound."""
+WHOLE_BODY = "deepseek.whole_body"
+"""What a scope may have: the body as bytes, where it is here already and no header makes it special."""
 DEPTH_LIMIT = 16
 """Levels of lists and objects inside each other."""
 BODY_SECONDS = 30.0
@@ -43,9 +45,10 @@ _NO_BRACKET = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 def _fast_loads() -> Callable[[bytes], Any] | None:
-    if importlib.util.find_spec("orjson") is None:
+    try:
+        loads: Callable[[bytes], Any] = importlib.import_module("orjson").loads
+    except ImportError:
         return None
-    loads: Callable[[bytes], Any] = importlib.import_module("orjson").loads
     return loads
 
 
@@ -64,50 +67,22 @@ async def read_json(request: Request, limit: int = BODY_LIMIT) -> dict[str, Any]
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Return the body as it came. Raises RequestError: 413 beyond `limit` bytes, 415 compressed, 408 too slow."""
+    whole: bytes | None = scope.get(WHOLE_BODY)
+    if whole is not None:
+        if len(whole) > limit:
+            raise _too_large(limit)
+        return whole
     _check_headers(scope["headers"], limit)
+    reading = Begun(_read(receive, limit))  # mostly the body is there already
+    if reading.done:
+        return reading.result
     try:
-        return await _Timed(_read(receive, limit), BODY_SECONDS)
+        async with asyncio.timeout(BODY_SECONDS):
+            return await reading
     except TimeoutError:
         raise RequestError(
             f"the body did not arrive within {BODY_SECONDS:g} s", status=408, fix="send it again"
         ) from None
-
-
-class _Timed:
-    """Awaits a coroutine; the clock is set only where it has to wait (mostly the body is there already)."""
-
-    def __init__(self, work: Coroutine[Any, Any, bytes], seconds: float) -> None:
-        self._work = work
-        self._seconds = seconds
-
-    def __await__(self) -> Generator[Any, Any, bytes]:
-        steps = self._work.__await__()
-        try:
-            awaited = next(steps)
-        except StopIteration as done:
-            result: bytes = done.value
-            return result
-        return (yield from self._with_clock(_Begun(steps, awaited)).__await__())
-
-    async def _with_clock(self, begun: _Begun) -> bytes:
-        async with asyncio.timeout(self._seconds):
-            return await begun
-
-
-class _Begun:
-    """A coroutine that is waiting for `awaited` already."""
-
-    def __init__(self, steps: Generator[Any, Any, bytes], awaited: Any) -> None:
-        self._steps = steps
-        self._awaited = awaited
-
-    def __await__(self) -> Generator[Any, Any, bytes]:
-        try:
-            yield self._awaited
-        except BaseException as error:  # cancelled: the coroutine must hear of it
-            self._steps.throw(error)
-            raise
-        return (yield from self._steps)
 
 
 async def load_json(body: bytes, *, finite: bool = False) -> dict[str, Any]:

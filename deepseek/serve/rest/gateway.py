@@ -24,7 +24,8 @@ from deepseek.errors import RequestError
 from deepseek.serve.monitoring.metrics import Metrics
 from deepseek.serve.page.files import OPEN_PATHS
 from deepseek.serve.rest.answer import internal_error
-from deepseek.serve.rest.reply import error_reply, json_reply
+from deepseek.serve.rest.dispatch import Dispatcher
+from deepseek.serve.rest.reply import Reply, error_reply, json_reply
 from deepseek.serve.security.audit import FIELDS, AuditLog
 from deepseek.serve.security.keys import KeyRing
 from deepseek.serve.security.limits import RateLimiter, client_of
@@ -40,6 +41,7 @@ OPEN_ROUTES = frozenset({"/health", "/ready", "/v2/health/live", "/v2/health/rea
 KNOWN_ROUTES = OPEN_ROUTES | {
     "/metrics",
     "/openapi.json",
+    "/page/model",
     "/page/models",
     "/page/numbers",
     "/v1/audio/stream",
@@ -93,13 +95,27 @@ def hosts_for(host: str, allowed: Collection[str] = ()) -> frozenset[str] | None
     return frozenset({"localhost", "127.0.0.1", "[::1]", host, *allowed}) if allowed else None
 
 
+class _Entry:
+    """What is known of a request from its begin to its end."""
+
+    __slots__ = ("holder", "id", "started")
+
+    def __init__(self, request_id: str, started: float) -> None:
+        self.id = request_id
+        self.started = started
+        self.holder: str | None = None
+
+
 class Gateway:
     """ASGI middleware around all routes."""
 
     def __init__(
         self, app: ASGIApp, *, metrics: Metrics, retry_after: Callable[[], int], guard: Guard | None = None
     ) -> None:
+        """`app`: a `Dispatcher`, or any application; then there is no short way (see `connection`)."""
         self._app = app
+        self._inner = app if isinstance(app, Dispatcher) else None
+        self.starts_at_once = app.starts_at_once if isinstance(app, Dispatcher) else None
         self._guard = guard or Guard()
         self._metrics = metrics
         self._retry_after = retry_after
@@ -112,12 +128,12 @@ class Gateway:
         if kind == "lifespan":
             await self._app(scope, receive, send)
             return
-        started = time.monotonic()
-        state = scope.setdefault("state", {})
-        request_id = state["request_id"] = next(self._ids)
-        id_header = (b"x-request-id", request_id.encode())
+        if kind == "http" and self._inner is not None and self._inner.is_for_model(scope):
+            await (await self.whole(scope, receive))(scope, receive, send)
+            return
+        entry = self._enter(scope)
+        id_header = (b"x-request-id", entry.id.encode())
         status = 0
-        holder: str | None = None
 
         async def tagged(message: Message) -> None:
             nonlocal status
@@ -133,31 +149,63 @@ class Gateway:
             await send(message)
 
         try:
-            holder = self._admit(scope, state)
+            self._admit(scope, entry)
             if self._guard.facts is not None and scope["path"] == "/health" and scope.get("method") in ("GET", "HEAD"):
                 await json_reply({"status": "alive", **self._guard.facts()})(scope, receive, tagged)
             else:
                 await self._app(scope, receive, tagged)
         except Exception as error:
             if status:
-                _LOG.exception("request %s failed after its answer began", request_id)
+                _LOG.exception("request %s failed after its answer began", entry.id)
                 raise
-            refusal = error if isinstance(error, RequestError) else internal_error(request_id)
-            if refusal is not error:
-                _LOG.error("request %s failed", request_id, exc_info=error)
+            refusal = self._refusal(error, entry.id)
             status = refusal.status
-            await self._refuse(refusal, request_id, scope, receive, tagged)
+            await self._refuse(refusal, entry.id, scope, receive, tagged)
         finally:
-            if holder is not None and self._guard.limiter is not None:
-                self._guard.limiter.release(holder)
-            seconds = time.monotonic() - started
-            route = route_of(scope["path"][:PATH_LIMIT])
-            self._metrics.request(route, status, seconds)
-            if self._guard.audit is not None:
-                self._record(self._guard.audit, scope, (route, status, seconds))
+            self._leave(scope, entry, status)
 
-    def _admit(self, scope: Scope, state: dict[str, Any]) -> str | None:
-        """Let a request in; return the client whose open request it is, where those are counted.
+    async def whole(self, scope: Scope, receive: Receive) -> Reply:
+        """Return the answer to a request for a model (see `dispatch`), after the same checks as all others."""
+        entry = self._enter(scope)
+        status = 0
+        try:
+            self._admit(scope, entry)
+            reply: Reply = await self._inner.whole(scope, receive)  # type: ignore[union-attr]
+            status = reply.status
+        except Exception as error:
+            refusal = self._refusal(error, entry.id)
+            reply = error_reply(refusal, entry.id, self._refusal_headers(refusal)).to(scope)
+            status = reply.status
+        finally:
+            self._leave(scope, entry, status)
+        reply.headers.append((b"x-request-id", entry.id.encode()))
+        return reply
+
+    def _enter(self, scope: Scope) -> _Entry:
+        entry = _Entry(next(self._ids), time.monotonic())
+        scope.setdefault("state", {})["request_id"] = entry.id
+        return entry
+
+    def _leave(self, scope: Scope, entry: _Entry, status: int) -> None:
+        """Give back what the limiter holds, and tell metrics and audit log."""
+        guard = self._guard
+        if entry.holder is not None and guard.limiter is not None:
+            guard.limiter.release(entry.holder)
+        seconds = time.monotonic() - entry.started
+        route = route_of(scope["path"][:PATH_LIMIT])
+        self._metrics.request(route, status, seconds)
+        if guard.audit is not None:
+            self._record(guard.audit, scope, (route, status, seconds))
+
+    def _refusal(self, error: Exception, request_id: str) -> RequestError:
+        """Return an error as a client may know it; one of ours goes to the log."""
+        if isinstance(error, RequestError):
+            return error
+        _LOG.error("request %s failed", request_id, exc_info=error)
+        return internal_error(request_id)
+
+    def _admit(self, scope: Scope, entry: _Entry) -> None:
+        """Let a request in; note the client whose open request it is, where those are counted.
 
         Raises RequestError: 403 for a foreign Host or Origin, 401 for a missing or wrong key, 429, 404 for a bad path.
         """
@@ -180,13 +228,11 @@ class Gateway:
         if origin and scope.get("method", "") not in _SAFE:
             self._check_origin(origin, host or b"")
         path = scope["path"]
-        holder = None
         if path not in OPEN_ROUTES:
             if guard.keys is not None or guard.limiter is not None:
-                holder = self._check_client(scope, state, authorization, protocols)
+                entry.holder = self._check_client(scope, scope["state"], authorization, protocols)
             if len(path) > PATH_LIMIT or not _is_plain(path, (scope.get("raw_path") or b"")[: 3 * PATH_LIMIT + 1]):
                 raise RequestError("there is no such path here", status=404)
-        return holder
 
     def _check_host(self, host: bytes, hosts: frozenset[str]) -> None:
         if _without_port(host.decode("latin-1").lower()) not in hosts:
@@ -225,17 +271,20 @@ class Gateway:
         return client
 
     async def _refuse(self, error: RequestError, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-        headers: dict[str, str] = {}
-        if error.status == 401:
-            headers["www-authenticate"] = "Bearer"
-        elif error.status in (429, 503):
-            headers["retry-after"] = str(getattr(error, "retry_after", 0) or self._retry_after())
+        headers = self._refusal_headers(error)
         if scope["type"] == "websocket":
             if "websocket.http.response" not in scope.get("extensions", {}):
                 await send({"type": "websocket.close", "code": 1008, "reason": error.problem[:120]})
                 return
             send = _as_websocket(send)
         await error_reply(error, request_id, headers)(scope, receive, send)
+
+    def _refusal_headers(self, error: RequestError) -> dict[str, str]:
+        if error.status == 401:
+            return {"www-authenticate": "Bearer"}
+        if error.status in (429, 503):
+            return {"retry-after": str(getattr(error, "retry_after", 0) or self._retry_after())}
+        return {}
 
     def _record(self, audit: AuditLog, scope: Scope, ended: tuple[str, int, float]) -> None:
         state = scope["state"]

@@ -6,7 +6,6 @@ Not here: reading JSON (see `body`).
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +14,10 @@ import numpy as np
 
 
 def _writer() -> Callable[[Any], bytes]:
-    if importlib.util.find_spec("orjson") is None:
+    try:
+        orjson: Any = importlib.import_module("orjson")
+    except ImportError:
         return _plainly
-    orjson: Any = importlib.import_module("orjson")
     dumps: Callable[..., bytes] = orjson.dumps
     option: int = orjson.OPT_SERIALIZE_NUMPY
 

@@ -86,6 +86,8 @@ class KServe:
         """Answer tensors with tensors."""
         with lease(self._service, name, version) as hosted:
             note(scope["state"], hosted)
+            if hosted.kind == "tensor":
+                hosted.engine.gate()
             body = await read_body(scope, receive, TENSOR_BODY_LIMIT)
             form, raw = await read_form(scope["headers"], body)
             if hosted.kind == "text":
@@ -106,7 +108,9 @@ class KServe:
         deadline = None if parameters.timeout is None else time.monotonic() + parameters.timeout / 1e6
         cache = self._helpers.cache
         if cache is None:
-            outputs = await hosted.engine.infer(inputs, deadline=deadline)
+            outputs = hosted.engine.run_now(inputs)
+            if outputs is None:
+                outputs = await hosted.engine.infer(inputs, deadline=deadline)
             return infer_body(hosted.name, hosted.version, request_id, chosen, outputs)
         key = tensor_key(hosted, inputs, chosen)
         found = await cache.get(key)

@@ -17,7 +17,7 @@ import numpy as np
 
 from deepseek.errors import DeepSeekError, RequestError
 from deepseek.serve.rest.answer import Helpers
-from deepseek.serve.rest.body import TENSOR_BODY_LIMIT, load_json, read_body, require_json
+from deepseek.serve.rest.body import TENSOR_BODY_LIMIT, load_json, parse_json, read_body, require_json
 from deepseek.serve.rest.json_bytes import dump_arrays
 from deepseek.serve.rest.leases import lease, note
 from deepseek.serve.rest.reply import Reply
@@ -85,6 +85,8 @@ class Predict:
                     fix="POST /v1/completions or /v1/chat/completions",
                 )
             form = self._forms.of(hosted)
+            if not form.needs_model:
+                hosted.engine.gate()
             body = await read_body(scope, receive, TENSOR_BODY_LIMIT)
             content_type = _content_type(scope)
             cache = self._helpers.cache
@@ -104,7 +106,7 @@ class Predict:
         if form.takes in _AT_ONCE and len(body) <= _SMALL and not form.needs_model:
             rows = [_row(form, instance, index) for index, instance in enumerate(instances)]
             outputs = await _infer(hosted, rows)
-            predictions = [form.to_answer(row, output) for row, output in zip(rows, outputs, strict=True)]
+            predictions = list(map(form.to_answer, rows, outputs))
         elif form.needs_model:
             predictions = await asyncio.to_thread(_run, hosted, form, instances)
         else:
@@ -122,7 +124,7 @@ async def _instances(form: Form, content_type: str, body: bytes) -> Sequence[Any
         return [body]
     if content_type != "application/json":
         require_json(content_type)
-    values = await load_json(body, finite=True)
+    values = await load_json(body, finite=True) if len(body) > _SMALL else parse_json(body, finite=True)
     for name in values:
         if name not in _FIELDS:
             shown = ascii(name)[1:-1][:64]
@@ -178,7 +180,8 @@ async def _infer(hosted: Hosted, rows: Sequence[dict[str, np.ndarray]]) -> list[
     """Return each row's outputs. Rows of one shape go to the engine together, others side by side."""
     engine = hosted.engine
     if len(rows) == 1:
-        return [await engine.infer(rows[0])]
+        outputs = engine.run_now(rows[0])
+        return [await engine.infer(rows[0]) if outputs is None else outputs]
     groups: dict[Any, list[int]] = {}
     for index, row in enumerate(rows):
         shape = _shape_of(row) if engine.signature.batch_axis else None

@@ -22,18 +22,18 @@ class Reply:
     ) -> None:
         self.status = status
         self.body = body
-        self._headers = [
+        self.headers = [
             (b"content-type", content_type.encode("latin-1")),
             (b"content-length", b"%d" % len(body)),
             *_ALWAYS,
         ]
         if headers:
             own = {name.encode("latin-1"): value.encode("latin-1") for name, value in headers.items()}
-            self._headers = [*((name, value) for name, value in self._headers if name not in own), *own.items()]
+            self.headers = [*((name, value) for name, value in self.headers if name not in own), *own.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        await send({"type": "http.response.start", "status": self.status, "headers": self._headers})
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         await send({"type": "http.response.body", "body": self.body})
 
 
@@ -49,12 +49,16 @@ class ErrorReply:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
+        await self.to(scope)(scope, receive, send)
+
+    def to(self, scope: Scope) -> Reply:
+        """Return it in the form of the route of a request."""
         path = scope["path"]
         if path == "/v2" or path.startswith("/v2/"):
             body: dict[str, Any] = {"error": sentence(self._error)}
         else:
             body = error_body(self._error, self._request_id)
-        await json_reply(body, status=self._error.status, headers=self._headers)(scope, receive, send)
+        return json_reply(body, status=self._error.status, headers=self._headers)
 
 
 def json_reply(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:

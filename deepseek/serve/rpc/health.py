@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deepseek.errors import RequestError
 from deepseek.lazy import require
 from deepseek.serve.rpc.calls import Call, Gate
-from deepseek.serve.rpc.messages import GENERATION, INFERENCE, POOL
+from deepseek.serve.rpc.messages import GENERATION, INFERENCE, POOL, SPEECH
 from deepseek.serve.rpc.protocol import Write, parse, received
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def reflection_handlers(gate: Gate, idle_seconds: float) -> Mapping[str, Any]:
 
     for module in (health_pb2, reflection_pb2):
         POOL.AddSerializedFile(module.DESCRIPTOR.serialized_pb)  # adding the same file again changes nothing
-    servicer = aio.ReflectionServicer((INFERENCE, GENERATION, HEALTH, REFLECTION), POOL)
+    servicer = aio.ReflectionServicer((INFERENCE, GENERATION, SPEECH, HEALTH, REFLECTION), POOL)
 
     async def answer(questions: AsyncIterator[bytes], call: Call, write: Write) -> None:
         async def parsed() -> AsyncIterator[Any]:

@@ -12,9 +12,10 @@ from typing import Any
 from deepseek.lazy import require
 from deepseek.serve.rpc.proto_text import parse_proto
 
-FILES = ("inference.proto", "text_generation.proto")
+FILES = ("inference.proto", "text_generation.proto", "speech.proto")
 INFERENCE = "inference.GRPCInferenceService"
 GENERATION = "deepseek.v1.TextGeneration"
+SPEECH = "deepseek.v1.SpeechRecognition"
 
 require("grpc_health", "serve")  # it brings protobuf
 from google.protobuf import descriptor_pool, message_factory  # type: ignore[import-untyped] # noqa: E402
@@ -52,3 +53,5 @@ RepositoryModelUnloadRequest = message_class("inference.RepositoryModelUnloadReq
 RepositoryModelUnloadResponse = message_class("inference.RepositoryModelUnloadResponse")
 GenerateRequest = message_class("deepseek.v1.GenerateRequest")
 GenerateResponse = message_class("deepseek.v1.GenerateResponse")
+StreamingRecognizeRequest = message_class("deepseek.v1.StreamingRecognizeRequest")
+StreamingRecognizeResponse = message_class("deepseek.v1.StreamingRecognizeResponse")

@@ -25,6 +25,8 @@ from deepseek.serve.rpc.health import Health, reflection_handlers
 from deepseek.serve.rpc.inference import Inference
 from deepseek.serve.rpc.messages import GENERATION, INFERENCE
 from deepseek.serve.rpc.protocol import Write
+from deepseek.serve.speech.rpc import SpeechRecognition
+from deepseek.serve.speech.session import Streams
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -94,6 +96,7 @@ class RpcServer:
         limits: RpcLimits | None = None,
         guard: Guard | None = None,
         metrics: Metrics | None = None,
+        speech: Streams | None = None,
     ) -> None:
         require("grpc", "serve")
         self._service = service
@@ -111,6 +114,7 @@ class RpcServer:
             retry_after=service.retry_after,
         )
         self._health = Health(service)
+        self._speech = SpeechRecognition(speech or Streams(service))
         self._methods = self._handlers(metrics)
         self._server: Any = None
         self._follower: asyncio.Task[None] | None = None
@@ -245,6 +249,7 @@ class RpcServer:
         stream, generate = f"{INFERENCE}/ModelStreamInfer", f"{GENERATION}/Generate"
         methods[f"/{stream}"] = gate.both_stream(stream, inference.model_stream_infer)
         methods[f"/{generate}"] = gate.server_stream(generate, generation.generate)
+        methods.update(self._speech.handlers(gate))
         methods.update(self._health.handlers(gate))
         methods.update(reflection_handlers(gate, limits.idle_seconds))
         return methods

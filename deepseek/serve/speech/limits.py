@@ -15,7 +15,9 @@ class StreamLimits(Config):
     max_seconds: float = Field(3600.0, gt=0, le=86_400)
     """Sound of one stream."""
     max_utterance_seconds: float = Field(30.0, ge=1, le=600)
-    """An utterance that goes on for longer is cut; without endpoints the whole stream may be `max_seconds` long."""
+    """An utterance that goes on for longer is cut."""
+    max_whole_seconds: float = Field(300.0, gt=0, le=86_400)
+    """Sound of a stream without endpoints: all of it is one utterance, with which the state of some models grows."""
     max_frame_bytes: int = Field(256 * 1024, ge=64, le=1 << 20)
     """Bytes of one message with samples."""
     idle_seconds: float = Field(30.0, gt=0, le=3600)

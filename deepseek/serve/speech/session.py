@@ -138,6 +138,8 @@ class Session:
             )
         except ConfigError as error:
             raise _refused(error, "sample_rate") from error
+        longest = self.limits.max_seconds
+        self._most_seconds = longest if start.endpoints else min(longest, self.limits.max_whole_seconds)
         self._samples = self._counted = 0
         self._busy = 0.0
 
@@ -179,8 +181,8 @@ class Session:
                 "the samples are cut in the middle", found=f"{len(data)} bytes", wanted=f"a multiple of {width}"
             )
         self._samples += len(data) // width
-        if self.seconds > self.limits.max_seconds:
-            wanted = f"at most {self.limits.max_seconds:g} s"
+        if self.seconds > self._most_seconds:
+            wanted = f"at most {self._most_seconds:g} s"
             raise RequestError("the stream is too long", status=413, wanted=wanted, fix="open another one")
         if width == 2:
             return torch.from_numpy(np.frombuffer(data, "<i2").astype(np.float32) / 32768.0)

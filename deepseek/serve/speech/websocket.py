@@ -116,7 +116,7 @@ class _Line:
         """Tell an error and close."""
         try:
             await self.write([{"type": "error", **error_body(error, request_id)}])
-            await self.close(_FAILED if error.status >= 500 else _REFUSED)
+            await self.close(_FAILED if error.status == 500 else _REFUSED)
         except (_LeftError, OSError):
             return
 

@@ -21,8 +21,8 @@ _SESSION_CALL_SECONDS = 0.25
 class StateOptions(Config):
     """What a server keeps between requests."""
 
-    cache_bytes: int = Field(64 << 20, ge=0)
-    """Memory for answers that are asked for again; 0 keeps none."""
+    cache_bytes: int = Field(0, ge=0)
+    """Memory for answers that are asked for again; 0, the default, keeps none and spares each request the look-up."""
     cache_seconds: float = Field(3600.0, gt=0, le=30 * 86_400)
     """How long an answer is kept."""
     session_bytes: int = Field(64 << 20, ge=0)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deepseek.hardware import keep_freed_memory
 from deepseek.models.generation import SamplingConfig
+from deepseek.serve.text.decoder import row_decoder
 from deepseek.serve.text.paged_cache import PagedCache, Step, count_blocks, page_shapes
 from deepseek.serve.text.plan import Sampled, Sampling, SequenceRun, StepPlan
 from deepseek.serve.text.sampler import Sampler
@@ -42,6 +43,7 @@ class PagedRunner:
         count = count_blocks(limits, per_token, model.config.max_length, device)
         self._model, self._device = model, device
         self._cache = PagedCache(shapes, count, limits.block_size, device)
+        self._decoder = row_decoder(model, self._cache)
         self._sampler = Sampler(vocab_size)
 
     @property
@@ -58,21 +60,19 @@ class PagedRunner:
         """Return one result for each run with `sampling`, in order. An error raised here fails all in the step."""
         wanted = [run for run in plan.runs if run.sampling is not None]
         with torch.inference_mode():
-            features = self._features(plan)
-            return self._sampler.sample(self._model.lm_head(features), wanted) if wanted else []
+            logits = self.logits(plan)
+            return self._sampler.sample(logits, wanted) if wanted else []
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> Tensor:
         """Compute a step; return the logits (runs with sampling, vocab_size) behind their last tokens."""
-        logits: Tensor = self._model.lm_head(self._features(plan))
-        return logits
-
-    def _features(self, plan: StepPlan) -> Tensor:
-        """Compute a step; return what the output layer reads, (runs with sampling, d_model)."""
         ids, step, last = self._places(plan.runs)
         self._cache.begin(step)
+        if self._decoder is not None:
+            return self._decoder.logits(ids, step, last)
         features: Tensor = self._model.forward_features(ids, cache=self._cache)[0]
-        return features if last.shape[0] == features.shape[0] else features.index_select(0, last)
+        logits: Tensor = self._model.lm_head(features.index_select(0, last))
+        return logits
 
     def warm_up(self) -> None:
         """Read a few tokens and go on with one, so that the first request finds everything in place.

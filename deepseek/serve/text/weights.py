@@ -19,7 +19,7 @@ from deepseek.nn.int8_embedding import Int8Embedding
 from deepseek.nn.int8_linear import Int8Linear
 from deepseek.nn.row_blocks import row_block
 from deepseek.nn.row_linear import RowEmbedding, RowLinear
-from deepseek.nn.row_products import GROUP, RowForm, RowWeight
+from deepseek.nn.row_weight import GROUP, RowForm, RowWeight
 
 WeightForm = Literal["auto", "fp32", "bf16", "int8", "int4"]
 
@@ -97,9 +97,9 @@ class _Swap:
                 form = "int8"
             return RowEmbedding(self._once(layer.weight, form))
         if type(layer) is Int8Linear and layer.mode != "static" and layer.group_size is None:
-            return RowLinear(RowWeight("int8", layer.weight, layer.scale, None, _floats(layer.bias)).tidy())
+            return RowLinear(RowWeight.packed("int8", layer.weight, layer.scale, None, layer.bias))
         if type(layer) is Int8Embedding:
-            return RowEmbedding(RowWeight("int8", layer.weight, layer.scale).tidy())
+            return RowEmbedding(RowWeight.packed("int8", layer.weight, layer.scale))
         weight4 = _four_bits(layer) if type(layer) is Int4Linear else None
         return None if weight4 is None else RowLinear(weight4)
 
@@ -118,7 +118,7 @@ def _four_bits(layer: Int4Linear) -> RowWeight | None:
         return None
     zero = None if layer.zero_point is None else layer.zero_point.repeat_interleave(own // GROUP, dim=1)
     scales = scale.repeat_interleave(own // GROUP, dim=1)
-    return RowWeight("int4", layer.weight, scales, zero, _floats(layer.bias)).tidy()
+    return RowWeight.packed("int4", layer.weight, scales, zero, layer.bias)
 
 
 def _floats(bias: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a person sees and does. Skipped where Chromium or playwright is missing."""
+"""Language models on the page, in a real browser: streaming, stop, conversation, settings, errors, keys, languages."""
 
 from __future__ import annotations
 
@@ -6,22 +6,14 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
-from pathlib import Path
 
-import httpx
 import pytest
 
 from deepseek.serve import BackgroundServer
 from tests.fake_serving import FakeModel
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+from tests.page_browser import browser, choose
 
 
 @pytest.fixture(scope="module")
@@ -41,34 +33,20 @@ def server(slow):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield chromium
-        chromium.close()
+def chromium():
+    with browser() as running:
+        yield running
 
 
 @pytest.fixture
-def open_page(browser):
-    """Return a function that opens the page; afterwards no script may have failed and nothing gone elsewhere."""
-    contexts, problems, requested = [], [], []
+def open_page(chromium):
+    yield lambda url, **options: ready(chromium.open(url, **options))
+    chromium.close()
 
-    def opened(url: str, **options):
-        context = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1280, "height": 800}, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda line: problems.append(line.text) if "Content Security" in line.text else None)
-        page.on("request", lambda request: requested.append(request.url))
-        page.goto(url)
-        return page
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert problems == []
-    assert all(re.match(r"http://127\.0\.0\.1:|data:", url) for url in requested)
+def ready(page):
+    page.wait_for_selector("#ask, #key-box:visible")
+    return page
 
 
 def ask(page, text: str) -> None:
@@ -82,7 +60,7 @@ def finished(page) -> None:
 
 def test_a_text_is_continued_and_the_numbers_are_shown(open_page, server):
     page = open_page(server.url)
-    page.select_option("#model", "hello")
+    choose(page, "hello")
     ask(page, "Say: ")
     finished(page)
     assert page.inner_text("#log") == "Say: Hello <b>语</b> there."
@@ -131,7 +109,7 @@ def test_the_settings_are_what_is_sent(open_page, server):
 
 def test_stop_ends_the_answer_and_frees_the_model(open_page, server, slow):
     page = open_page(server.url)
-    page.select_option("#model", "slow")
+    choose(page, "slow")
     ask(page, "x")
     page.locator("#log", has_text="word word").wait_for()
     page.click("#stop")
@@ -145,7 +123,7 @@ def test_stop_ends_the_answer_and_frees_the_model(open_page, server, slow):
 
 def test_errors_are_shown_in_words_and_the_text_is_kept(open_page, server):
     page = open_page(server.url)
-    page.select_option("#model", "short")
+    choose(page, "short")
     ask(page, "far too long a text for this model")
     page.wait_for_selector("#error:visible")
     assert "longer than the model can read" in page.inner_text("#error")
@@ -189,7 +167,7 @@ def test_the_curl_command_does_the_same(open_page, server):
     page = open_page(server.url)
     page.fill("#prompt", 'It\'s "quoted" $HOME 语\n')
     page.click("#command summary")
-    command = ["sh", "-c", page.inner_text("#curl")]
+    command = ["sh", "-c", page.inner_text("#code")]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     chunks = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: {")]
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "Hello <b>语</b> there."
@@ -203,66 +181,32 @@ def test_chinese_by_the_browsers_language_and_by_the_button(open_page, server):
     assert page.inner_text("#send") == "Send"
 
 
-def test_every_text_is_there_in_both_languages():
-    page = Path(__file__).parents[2].joinpath("deepseek/serve/page/index.html").read_text(encoding="utf-8")
-    english, chinese = re.search(r"en: \{(.*?)\n  \},\n  zh: \{(.*?)\n  \},\n\};", page, re.DOTALL).groups()
-    names = [set(re.findall(r"\b(\w+): [\"`(]", block)) for block in (english, chinese)]
-    assert names[0] == names[1]
-    used = set(re.findall(r'data-(?:text|label|hint)="(\w+)"', page)) | set(re.findall(r"words\.(\w+)", page))
-    assert used <= names[0]
-
-
-@pytest.mark.parametrize("width", [320, 360, 760, 1280])
-def test_nothing_runs_out_of_the_window(open_page, server, width):
-    page = open_page(server.url, viewport={"width": width, "height": 740})
+def test_the_python_command_does_the_same(open_page, server):
+    page = open_page(server.url)
+    choose(page, "hello")
+    page.fill("#prompt", 'It\'s "quoted" \\ 语 🙂\n')
     page.click("#command summary")
-    ask(page, "w" * 60)
+    page.click("#as-python")
+    command = [sys.executable, "-c", page.inner_text("#code")]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    chunks = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: {")]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "Hello <b>语</b> there."
+
+
+def test_all_of_it_works_by_keyboard(open_page, server):
+    page = open_page(server.url)
+    choose(page, "hello")
+    page.focus("#tab-text")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.id") == "tab-chat"
+    reached = []
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert [name for name in reached if name in ("new", "log", "prompt", "send")] == ["new", "log", "prompt", "send"]
+    page.focus("#prompt")
+    page.keyboard.type("Hi")
+    page.keyboard.press("Enter")
+    page.locator(".turn.assistant", has_text="there.").wait_for()
     finished(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def test_every_control_has_a_name_and_the_colours_have_contrast(open_page, server):
-    for scheme in ("light", "dark"):
-        page = open_page(server.url, color_scheme=scheme)
-        nameless = page.evaluate(
-            "[...document.querySelectorAll('input, select, textarea, button')].filter("
-            "item => !item.textContent.trim() && !(item.labels && item.labels[0]?.textContent.trim())).map(i => i.id)"
-        )
-        assert nameless == []
-        colours = page.evaluate(
-            "Object.fromEntries(['page', 'card', 'ink', 'soft', 'accent', 'accent-ink', 'mine', 'bad', 'bad-page']"
-            ".map(name => [name, getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim()]))"
-        )
-        for front, back in [
-            ("ink", "card"),
-            ("soft", "card"),
-            ("soft", "page"),
-            ("soft", "mine"),
-            ("ink", "mine"),
-            ("accent-ink", "accent"),
-            ("bad", "bad-page"),
-            ("card", "bad"),
-        ]:
-            assert contrast(colours[front], colours[back]) >= 4.5, (scheme, front, back)
-
-
-def contrast(front: str, back: str) -> float:
-    """Return the contrast ratio of two colours (WCAG 2.1)."""
-    lighter, darker = sorted((luminance(front), luminance(back)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
-
-
-def luminance(colour: str) -> float:
-    digits = colour.lstrip("#")
-    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
-    parts = [int(digits[start : start + 2], 16) / 255 for start in (0, 2, 4)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def test_the_page_is_one_file_under_a_strict_policy(server):
-    response = httpx.get(server.url)
-    policy = response.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    assert not re.search(r"""(?:src|href)=["'](?!data:)""", response.text)
+    assert page.evaluate("document.activeElement.id") == "prompt"

@@ -1,0 +1,191 @@
+// Attention of a step's new tokens to keys and values that lie in pages, and writing those: for many texts at once.
+//
+// Each query is treated alike whatever else is in the step: scores of all its keys, softmax over them, then the weighted
+// values, each sum in the order of the text. So an answer does not depend on the other texts, nor on how a prompt was cut
+// into pieces. Source of the pages: Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
+// PagedAttention", arXiv:2309.06180. Not here: products with weights (row_tiles.h).
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+struct Pages {  // strides in values
+    void* data;
+    int64_t page, token, head, dim;
+};
+
+struct Texts {  // where a step's tokens belong; `starts`: one more than there are texts
+    const int32_t *block_table, *starts, *lengths;
+    const int64_t* slots;  // block * block_size + place in it, of each token
+    int64_t count, max_blocks;
+};
+
+struct Rows {  // (tokens, heads, dim), strides in values; null: nothing to write
+    const float* data;
+    int64_t token, head;
+};
+
+struct Attention {
+    const Texts* texts;
+    Rows query, new_keys, new_values;
+    Pages keys, values;
+    float* output;  // (tokens, heads, values.dim)
+    int64_t block_size, heads, kv_heads, bf16;
+    double scale;
+};
+
+constexpr int ROWS = 8, WIDTH = 4;  // query rows of a task; rows that are summed side by side
+
+// e^x for x <= 0, and 0 far below
+inline Floats weight_of(Floats x) { return x < -87.0f ? Floats{} : exponential(x); }
+
+struct Row {  // one head of one new token
+    const float* query;
+    float* output;
+    int64_t keys;   // that it looks at
+    float* weights; // room for them, up to a multiple of 16
+};
+
+// call `use(position, place)` for the first `count` positions of a text, in order
+template <class T, class Use>
+inline void walk(const Attention& call, const Pages& pages, const int32_t* table, int64_t head, int64_t count, Use use) {
+    for (int64_t first = 0; first < count; first += call.block_size) {
+        const T* place = static_cast<const T*>(pages.data) + *table++ * pages.page + head * pages.head;
+        const int64_t end = std::min(first + call.block_size, count);
+        for (int64_t j = first; j < end; j++, place += pages.token) use(j, place);
+    }
+}
+
+template <class T, int R>
+void score(const Attention& call, const Row* rows, const int32_t* table, int64_t count, int64_t head) {
+    const int64_t dim = call.keys.dim, whole = dim / 16 * 16;
+    walk<T>(call, call.keys, table, head, count, [&](int64_t j, const T* key) {
+        Floats sum[R] = {};
+        for (int64_t d = 0; d < whole; d += 16) {
+            Floats k = load(key + d);
+            for (int r = 0; r < R; r++) sum[r] = add_product(k, load(rows[r].query + d), sum[r]);
+        }
+        for (int r = 0; r < R; r++) {
+            float found = total(sum[r]);
+            for (int64_t d = whole; d < dim; d++) found += single(key[d]) * rows[r].query[d];
+            if (j < rows[r].keys) rows[r].weights[j] = found * float(call.scale);
+        }
+    });
+}
+
+void softmax(const Row& row, int64_t count) {  // weights beyond the row's keys become 0
+    const int64_t wide = (row.keys + 15) / 16 * 16;
+    for (int64_t j = row.keys; j < wide; j++) row.weights[j] = -INFINITY;
+    Floats most = load(row.weights), sum{};
+    for (int64_t j = 16; j < wide; j += 16) {
+        Floats x = load(row.weights + j);
+        most = x > most ? x : most;
+    }
+    float highest = most[0];
+    for (int i = 1; i < 16; i++) highest = most[i] > highest ? most[i] : highest;
+    for (int64_t j = 0; j < wide; j += 16) {
+        Floats x = weight_of(load(row.weights + j) - highest);
+        store(row.weights + j, x);
+        sum += x;
+    }
+    const float factor = 1.0f / total(sum);
+    for (int64_t j = 0; j < wide; j++) row.weights[j] *= factor;
+    for (int64_t j = wide; j < count; j++) row.weights[j] = 0.0f;
+}
+
+template <class T, int R, int V>
+void mix(const Attention& call, const Row* rows, const int32_t* table, int64_t count, int64_t head, int64_t first) {
+    Floats sum[R][V] = {};
+    walk<T>(call, call.values, table, head, count, [&](int64_t j, const T* value) {
+        for (int v = 0; v < V; v++) {
+            Floats x = load(value + first + v * 16);
+            for (int r = 0; r < R; r++) sum[r][v] = add_product(x, Floats{} + rows[r].weights[j], sum[r][v]);
+        }
+    });
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) store(rows[r].output + first + v * 16, sum[r][v]);
+}
+
+template <class T, int R>
+void attend(const Attention& call, const Row* rows, const int32_t* table, int64_t head) {
+    int64_t count = 0, dim = call.values.dim, d = 0;
+    for (int r = 0; r < R; r++) count = std::max(count, rows[r].keys);
+    score<T, R>(call, rows, table, count, head);
+    for (int r = 0; r < R; r++) softmax(rows[r], count);
+    for (; d + 64 <= dim; d += 64) mix<T, R, 4>(call, rows, table, count, head, d);
+    for (; d + 16 <= dim; d += 16) mix<T, R, 1>(call, rows, table, count, head, d);
+    for (; d < dim; d++)
+        for (int r = 0; r < R; r++) {
+            float sum = 0;
+            walk<T>(call, call.values, table, head, rows[r].keys,
+                    [&](int64_t j, const T* value) { sum += rows[r].weights[j] * single(value[d]); });
+            rows[r].output[d] = sum;
+        }
+}
+
+// the heads that share one head of keys, of some tokens of one sequence
+template <class T>
+void task(const Attention& call, int64_t text, int64_t head, int64_t first, int64_t last) {
+    const int64_t group = call.heads / call.kv_heads, end = call.texts->starts[text + 1], length = call.texts->lengths[text];
+    const int64_t room = (length + 15) / 16 * 16;
+    const int32_t* table = call.texts->block_table + text * call.texts->max_blocks;
+    thread_local std::vector<float> held;
+    if (int64_t(held.size()) < room * WIDTH) held.resize(size_t(room * WIDTH));
+    Row rows[WIDTH];
+    int count = 0;
+    for (int64_t token = first; token < last; token++)
+        for (int64_t h = head * group; h < (head + 1) * group; h++) {
+            rows[count] = {call.query.data + token * call.query.token + h * call.query.head,
+                           call.output + (token * call.heads + h) * call.values.dim, length - (end - 1 - token),
+                           held.data() + count * room};
+            count++;
+            if (count == WIDTH) attend<T, WIDTH>(call, rows, table, head), count = 0;
+        }
+    for (int r = 0; r < count; r++) attend<T, 1>(call, rows + r, table, head);
+}
+
+// threads take tasks from `taken`
+template <class T>
+void attend_some(const Attention& call, std::atomic<int64_t>& taken) {
+    const Texts& texts = *call.texts;
+    const int64_t group = call.heads / call.kv_heads, tokens = std::max<int64_t>(1, ROWS / group);
+    thread_local std::vector<int64_t> before;  // tasks before each text's
+    before.assign(size_t(texts.count + 1), 0);
+    for (int64_t s = 0; s < texts.count; s++) {
+        int64_t pieces = (texts.starts[s + 1] - texts.starts[s] + tokens - 1) / tokens;
+        before[size_t(s + 1)] = before[size_t(s)] + pieces * call.kv_heads;
+    }
+    const int64_t all = before.back();
+    for (int64_t next; (next = taken++) < all;) {
+        int64_t s = std::upper_bound(before.begin(), before.end(), next) - before.begin() - 1;
+        int64_t place = next - before[size_t(s)], first = texts.starts[s] + place / call.kv_heads * tokens;
+        task<T>(call, s, place % call.kv_heads, first, std::min<int64_t>(first + tokens, texts.starts[s + 1]));
+    }
+}
+
+inline void attend_all(const Attention& call, std::atomic<int64_t>& taken) {
+    call.bf16 ? attend_some<uint16_t>(call, taken) : attend_some<float>(call, taken);
+}
+
+template <class T>
+void write(const Attention& call, const Rows& from, const Pages& pages, int64_t t) {
+    const int64_t slot = call.texts->slots[t];
+    T* place = static_cast<T*>(pages.data) + slot / call.block_size * pages.page + slot % call.block_size * pages.token;
+    for (int64_t h = 0; h < call.kv_heads; h++)
+        put(from.data + t * from.token + h * from.head, place + h * pages.head, pages.dim);
+}
+
+inline void write_all(const Attention& call, std::atomic<int64_t>& taken) {
+    const int64_t tokens = call.texts->starts[call.texts->count];
+    for (int64_t t; (t = taken++) < tokens;)
+        for (auto [rows, pages] : {std::make_pair(&call.new_keys, &call.keys), std::make_pair(&call.new_values, &call.values)})
+            if (rows->data) (call.bf16 ? write<uint16_t> : write<float>)(call, *rows, *pages, t);
+}
+
+}  // namespace

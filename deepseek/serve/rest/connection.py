@@ -1,0 +1,270 @@
+"""One HTTP connection: uvicorn's httptools protocol with limits, and with a short way for short requests.
+
+A request that is whole in one piece, and whose route says so (`starts_at_once` of the application), is answered where
+it arrives, without a task: what it costs is then the work itself. All others go uvicorn's way.
+A head that is byte for byte the one before it on its connection, as programs send them, is not parsed again.
+A connection has one timer, which is moved only when it rings. Not here: the limits (see `protocol`), answers (see
+`exchange`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import http
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from deepseek.serve.rest import protocol
+from deepseek.serve.rest.begun import Begun
+from deepseek.serve.rest.body import WHOLE_BODY
+from deepseek.serve.rest.exchange import Exchange
+
+if TYPE_CHECKING:
+    from asyncio.events import TimerHandle
+
+    from deepseek.serve.rest.reply import Reply
+
+
+class _Known(NamedTuple):
+    """A head that was parsed before, the bytes of the request with its body, and the scope that was made of it."""
+
+    head: bytes
+    size: int
+    scope: Any
+
+
+class Connection(HttpToolsProtocol):
+    """The protocol class for uvicorn; see `protocol.limited_protocol`."""
+
+    max_connections = 65536
+    _head_bytes = 0
+    _raw_bytes = 0
+    _in_head = True
+    _timer: TimerHandle | None = None
+    _due: float | None = None
+    _late_head = False
+    _stalled: TimerHandle | None = None
+    _refusal: http.HTTPStatus | None = None
+    _held: Exchange | None = None
+    _between = True
+    _known: _Known | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._at_once: Callable[[Any], bool] | None = getattr(self.app, "starts_at_once", None)
+        self._whole: Any = getattr(self.app, "whole", None)
+        self._asgi = {"version": self.asgi_version, "spec_version": "2.3"}
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let the timers go."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._moves()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Begin to count the time in which the client takes nothing."""
+        self._stalled = self.loop.call_later(protocol.WRITE_SECONDS, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Stop counting."""
+        self._moves()
+        super().resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and start the request that came whole."""
+        known = self._known
+        if known is not None and len(data) == known.size and data.startswith(known.head) and self._is_idle():
+            self._due = None
+            scope = {**known.scope, "state": self.app_state.copy(), WHOLE_BODY: data[len(known.head) :]}
+            self.cycle = held = Exchange(self, scope, keep_alive=True)
+            held.more_body = False
+            self._answer_at_once(held)
+            return
+        super().data_received(data)
+        held = self._held
+        if held is not None:
+            self._held = None
+            if held.more_body or self.transport.is_closing():
+                self._start_asgi_task(held, self.app)
+            else:
+                self._known = _known(data, held) if self._between else None
+                self._answer_at_once(held)
+        if self._in_head and not self.transport.is_closing():
+            self._raw_bytes += len(data)  # httptools keeps an unfinished header to itself: count what came in
+            if self._raw_bytes > protocol.HEAD_LIMIT:
+                self._refuse(http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            elif not self._late_head and (self.cycle is None or self.cycle.response_complete):
+                self._wait_for_head()
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._head_bytes = self._raw_bytes = 0
+        self._in_head = True
+        self._between = False
+        if len(self.connections) > self.max_connections:
+            self._end(http.HTTPStatus.SERVICE_UNAVAILABLE)
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the request's target."""
+        self.url += url
+        self._head_bytes += len(url)
+        if self._head_bytes > protocol.HEAD_LIMIT:
+            self._end(http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > protocol.HEAD_LIMIT:
+            self._end(http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Make the request's scope, and start it or have it wait for its turn."""
+        self._in_head = self._late_head = False
+        self._due = None
+        parser = self.parser
+        version = parser.get_http_version()
+        url = httptools.parse_url(self.url)
+        raw_path = url.path
+        path = raw_path.decode("ascii")
+        scope: Any = {
+            "type": "http",
+            "asgi": self._asgi,
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+            "method": parser.get_method().decode("ascii"),
+            "path": self.root_path + (unquote(path) if "%" in path else path),
+            "raw_path": self.root_path.encode("ascii") + raw_path,
+            "query_string": url.query or b"",
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+        }
+        self.scope = scope
+        if parser.should_upgrade() and self._should_upgrade():
+            return
+        before: Any = self.cycle
+        self.cycle = Exchange(self, scope, keep_alive=version != "1.0" and parser.should_keep_alive())
+        if before is not None and not before.response_complete:  # sent before the answer to the one before it
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+        elif self._at_once is not None and not self.expect_100_continue and self._at_once(scope):
+            self._held = self.cycle
+        else:
+            self._start_asgi_task(self.cycle, self.app)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._between = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or begin to wait for one."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._in_head:
+            self._wait_for_head()
+        else:
+            self._wait(self.timeout_keep_alive)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, or what a limit ended."""
+        self._refuse(self._refusal or http.HTTPStatus.BAD_REQUEST)
+
+    def _answer_at_once(self, exchange: Exchange) -> None:
+        """Run a request up to its first wait, in a context of its own as a task would; a task does what is left."""
+        context = contextvars.copy_context()
+        begun: Begun[Reply] = context.run(Begun, self._whole(exchange.scope, exchange.receive))
+        if not begun.done or not exchange.write(begun.result):
+
+            async def rest(*_: Any) -> None:
+                await (await begun)(exchange.scope, exchange.receive, exchange.send)
+
+            task = self.loop.create_task(exchange.run_asgi(rest), context=context)
+            task.add_done_callback(self.tasks.discard)
+            self.tasks.add(task)
+
+    def _is_idle(self) -> bool:
+        """Return whether the next byte begins a request, and none is being answered."""
+        return self._between and self.cycle.response_complete and not self.transport.is_closing()
+
+    def _end(self, status: http.HTTPStatus) -> None:
+        self._refusal = status
+        raise ValueError(status.phrase)  # ends the parser; send_400_response follows
+
+    def _wait_for_head(self) -> None:
+        self._late_head = True
+        self._wait(protocol.HEAD_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        """Have `_ring` called after a time; a timer that rings before it is left as it is."""
+        self._due = due = self.loop.time() + seconds
+        if self._timer is not None and self._timer.when() > due:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self.loop.call_at(due, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._due is None:
+            return
+        if self.loop.time() < self._due:
+            self._timer = self.loop.call_at(self._due, self._ring)
+        elif self._late_head:
+            self._refuse(http.HTTPStatus.REQUEST_TIMEOUT)
+        else:
+            self.timeout_keep_alive_handler()
+
+    def _moves(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _refuse(self, status: http.HTTPStatus) -> None:
+        self._due = None
+        if self.transport.is_closing():
+            return
+        body = b'{"error":{"message":"%s","type":"invalid_request_error","param":null,"code":null}}' % (
+            status.phrase.encode()
+        )
+        head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+        if status is http.HTTPStatus.SERVICE_UNAVAILABLE:
+            head += "retry-after: 1\r\n"
+        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+def _known(data: bytes, exchange: Exchange) -> _Known | None:
+    """Return what is to be known of a request that `data` is the whole of, for the next one with the same head."""
+    headers = dict(exchange.scope["headers"])
+    length = headers.get(b"content-length", b"")
+    size = data.find(b"\r\n\r\n") + 4
+    if not exchange.keep_alive or not length.isdigit() or size + int(length) != len(data):
+        return None
+    if b"content-encoding" in headers or b"expect" in headers:
+        return None
+    return _Known(data[:size], len(data), exchange.scope)
