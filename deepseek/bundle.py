@@ -1,8 +1,9 @@
 """The bundle: a model as a folder that says all about itself, and the only thing stages hand each other on disk.
 
 `config.yaml` (format version, model, task, quantization), `model.safetensors`, `tokenizer.json`, `golden.json` (samples
-any copy must answer alike), `report.json`, `exports/`. Written whole or not at all; nothing in it is ever unpickled.
-A path that ends in `.pt` is one file instead, read with torch's `weights_only` loader.
+any copy must answer alike), `profile.json` (what the training data looked like), `report.json`, `exports/`.
+Written whole or not at all; nothing in it is ever unpickled.
+A path that ends in `.pt` is one file instead (without profile and report), read with torch's `weights_only` loader.
 Not here: checkpoints (what a run needs to go on).
 """
 
@@ -108,6 +109,16 @@ class Bundle:
             )
         return Pipeline.from_config(self.pipeline_stages)
 
+    @property
+    def profile(self) -> dict[str, Any] | None:
+        """What the training data looked like (`profile.json`); None where it was not written. Raises BundleError."""
+        path = self.path / "profile.json"
+        try:
+            found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except ValueError as error:
+            raise BundleError(f"{path} is damaged", found=_first_line(error)) from error
+        return found
+
     def verify(self) -> None:
         """Answer the golden samples. Raises BundleError when the model answers differently than when it was saved."""
         if self.golden is not None:
@@ -137,6 +148,7 @@ def save(
     labels: Sequence[str] = (),
     pipeline: Sequence[Mapping[str, Any]] = (),
     report: Mapping[str, Any] | None = None,
+    profile: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `model` as a bundle folder, or as one file if `path` ends in `.pt`; replaces a bundle that is there.
 
@@ -176,6 +188,8 @@ def save(
             tokenizer.save(folder / "tokenizer.json")
         if golden is not None:
             (folder / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
+        if profile is not None:
+            (folder / "profile.json").write_text(json.dumps(dict(profile)), encoding="utf-8")
         if report is not None:
             text = json.dumps(dict(report), indent=2, ensure_ascii=False)
             (folder / "report.json").write_text(text, encoding="utf-8")

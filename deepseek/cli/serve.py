@@ -143,6 +143,23 @@ _Watch = Annotated[
 _Drain = Annotated[
     float, _option("--drain", help="Seconds that running requests may go on after SIGTERM.", panel=_RUN, min=0)
 ]
+_CacheMb = Annotated[
+    int,
+    _option("--cache-mb", help="Memory for answers that are asked for again; 0 keeps none.", panel=_LIMITS, min=0),
+]
+_RedisUrl = Annotated[
+    str | None,
+    _option(
+        "--redis-url",
+        envvar="DEEPSEEK_REDIS_URL",
+        help="A Redis server that processes share cached answers and conversations in.",
+        panel=_RUN,
+    ),
+]
+_Trace = Annotated[
+    str | None,
+    _option("--trace", metavar="URL", help="Send traces to this OpenTelemetry collector (OTLP/HTTP).", panel=_RUN),
+]
 
 
 def serve_command(
@@ -173,26 +190,25 @@ def serve_command(
     spare: _Spare = True,
     watch: _Watch = False,
     drain: _Drain = 20.0,
+    cache_mb: _CacheMb = 0,
+    redis_url: _RedisUrl = None,
+    trace: _Trace = None,
 ) -> None:
     """Serve models over REST and gRPC, with a page to try them, until Ctrl-C or SIGTERM.
 
     Any OpenAI client works with base_url=http://127.0.0.1:8080/v1, any KServe v2 client with the URL itself.
     /health and /ready are for probes, /metrics for Prometheus. SIGHUP reads keys, certificate and bundles again.
     """
+    from deepseek.serve.monitoring.tracing import TracingOptions
     from deepseek.serve.options import Safety, ServerLimits
     from deepseek.serve.server import serve
+    from deepseek.serve.state.options import StateOptions
 
     if new_key is not None:
         _make_key(new_key, api_keys, rate)
         return
-    if (not bundles) == (model_dir is None):
-        raise ConfigError(
-            "what to serve is named twice" if bundles else "nothing to serve",
-            wanted="bundles, or --model_dir",
-            fix="deepseek serve BUNDLE, or deepseek-serve --model_dir DIR",
-        )
+    paths = _named(bundles, model_dir)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    paths = name_bundles(bundles) if bundles else find_bundles(model_dir or Path())
     wish = _wish_of_recipe(paths)
     safety = Safety(
         api_key=api_key or None,
@@ -222,8 +238,21 @@ def serve_command(
         allow_admin=allow_admin,
         spare=spare,
         limits=ServerLimits(**limits),
+        state=StateOptions(cache_bytes=cache_mb << 20, redis_url=redis_url or None),
+        tracing=TracingOptions(endpoint=trace) if trace else None,
         safety=safety,
     )
+
+
+def _named(bundles: list[Path] | None, model_dir: Path | None) -> dict[str, Path]:
+    """Return the bundles to serve by name. Raises ConfigError where they are named twice, or not at all."""
+    if (not bundles) == (model_dir is None):
+        raise ConfigError(
+            "what to serve is named twice" if bundles else "nothing to serve",
+            wanted="bundles, or --model_dir",
+            fix="deepseek serve BUNDLE, or deepseek-serve --model_dir DIR",
+        )
+    return name_bundles(bundles) if bundles else find_bundles(model_dir or Path())
 
 
 def _make_key(name: str, path: Path | None, rate: int | None) -> None:

@@ -117,6 +117,7 @@ def save_like(bundle: Bundle, model: nn.Module, out_path: str | Path, report: Ma
         labels=own.labels,
         pipeline=bundle.pipeline_stages,
         report={**_earlier_report(bundle.path), **report},
+        profile=bundle.profile,
     )
 
 

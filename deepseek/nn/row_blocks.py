@@ -24,6 +24,7 @@ from deepseek.nn.row_products import Multiply, Rotate, RowChain, RowNorm
 from deepseek.nn.row_weight import RowWeight
 from deepseek.nn.transformer import FeedForward
 
+
 class RowBlock(nn.Module):
     """A pre-norm block; the children keep their names, so that the state dict does too."""
 

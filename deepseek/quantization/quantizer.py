@@ -72,6 +72,7 @@ class Quantizer:
             task_settings=config.task_settings,
             labels=config.labels,
             pipeline=config.pipeline,
+            profile=self._bundle.profile,
             report=self.report.to_dict(),
         )
 

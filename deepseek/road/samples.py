@@ -19,6 +19,7 @@ from deepseek.errors import ConfigError
 from deepseek.export.onnx_export import OnnxConfig, export_onnx
 from deepseek.road.exhibits import exhibits_of
 from deepseek.road.fit_model import fitted_config, try_once
+from deepseek.road.profiling import profile_of
 from deepseek.road.recipe import DataConfig, EvaluateConfig, Recipe
 from deepseek.road.run_folder import RunFolder
 from deepseek.road.sample_data import SampleData, held_out_samples, prepare_samples
@@ -81,6 +82,7 @@ class SampleStages:
                 task_settings={key: value for key, value in recipe.task.items() if key != "name"},
                 labels=data.class_names,
                 pipeline=data.pipeline.without_augmentation().to_config(),
+                profile=profile_of(trainer.model, data),
             )
         return result.interrupted
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from deepseek.config import Config
 from deepseek.errors import ConfigError
+from deepseek.serve.monitoring.tracing import TracingOptions
 from deepseek.serve.rest.gateway import Guard, hosts_for, is_loopback
 from deepseek.serve.security.audit import AuditLog
 from deepseek.serve.security.keys import KeyRing
@@ -17,6 +18,7 @@ from deepseek.serve.security.limits import RateLimiter
 from deepseek.serve.security.tls import TlsFiles
 from deepseek.serve.security.urls import Fetcher
 from deepseek.serve.speech.limits import StreamLimits
+from deepseek.serve.state.options import StateOptions
 from deepseek.serve.tensor.limits import TensorLimits
 from deepseek.serve.text.engine import EngineLimits
 
@@ -154,6 +156,10 @@ class ServerOptions(Config):
     """How much the engine of each model that is no language model takes on."""
     stream_limits: StreamLimits = StreamLimits()
     """How much streams of speech may hold, and how many there may be."""
+    state: StateOptions = StateOptions()
+    """What it keeps between requests: answers, conversations."""
+    tracing: TracingOptions | None = None
+    """Where traces of requests go; None traces none."""
     safety: Safety = Safety()
     """Who may use it."""
 
@@ -170,6 +176,8 @@ class OptionWords(TypedDict, total=False):
     limits: ServerLimits | None
     tensor_limits: TensorLimits | None
     stream_limits: StreamLimits | None
+    state: StateOptions | None
+    tracing: TracingOptions | None
     safety: Safety | None
     api_key: str | None
     allowed_hosts: Collection[str]

@@ -22,13 +22,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from deepseek.errors import BundleError, ConfigError, DeepSeekError
 from deepseek.lazy import require
 from deepseek.serve.folder import name_bundles
+from deepseek.serve.monitoring.collect import Sources
+from deepseek.serve.monitoring.metrics import build_metrics
+from deepseek.serve.monitoring.tracing import Tracing
+from deepseek.serve.monitoring.watch import Watches
 from deepseek.serve.options import Models, ServerOptions
 from deepseek.serve.rest.app import create_app
-from deepseek.serve.rest.gateway import Guard
+from deepseek.serve.rest.gateway import Guard, route_of
 from deepseek.serve.rest.protocol import limited_protocol
 from deepseek.serve.service import Service
 from deepseek.serve.sockets import address_error, address_of, bind, url_of
 from deepseek.serve.speech.session import Streams
+from deepseek.serve.state.options import build_state
 from deepseek.serve.watch import FolderWatcher
 
 if TYPE_CHECKING:
@@ -89,13 +94,27 @@ class Running:
                 device=options.device,
                 folder=options.folder,
             )
+            self._state = build_state(options.state)
+            self._tracing = None if options.tracing is None else Tracing(options.tracing)
         except BaseException:
             self._socket.close()
             if guard is not None and guard.audit is not None:
                 guard.audit.close()
             raise
         self.guard = guard
+        self._watches = Watches()
         self._streams = Streams(self.service, options.stream_limits)
+        cache, sessions = self._state.cache, self._state.sessions
+        self._metrics = build_metrics(
+            self.service,
+            Sources(
+                None if cache is None else cache.stats,
+                None if sessions is None else sessions.stats,
+                self._watches,
+                self._streams.stats,
+                guard.facts,
+            ),
+        )
         self._watcher = FolderWatcher(self.service, options.folder) if options.watch and options.folder else None
         self._shared = bound is not None
         self._port = self._socket.getsockname()[1]
@@ -129,6 +148,7 @@ class Running:
 
     async def start_beside(self) -> None:
         """Start gRPC, which shares the models, and watching; called in the event loop."""
+        await self._state.start()
         if self.options.grpc_port is not None:
             rpc = self._build_rpc(self.options.grpc_port)
             await rpc.start()
@@ -144,6 +164,13 @@ class Running:
             await asyncio.to_thread(self._watcher.close)
         if self._rpc is not None:
             await self._rpc.stop(self.options.limits.drain_seconds)
+
+    async def close_beside(self) -> None:
+        """Let Redis and the collector of traces go, once the last request is answered."""
+        await self._state.close()
+        await asyncio.to_thread(self._watches.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def look(self) -> None:
         """Read the keys again where their file changed."""
@@ -174,10 +201,16 @@ class Running:
         app = create_app(
             self.service,
             guard=self.guard,
+            cache=self._state.cache,
+            sessions=self._state.sessions,
             speech=self._streams,
+            metrics=self._metrics,
+            watches=self._watches,
             allow_admin=self.options.allow_admin,
             on_checked=lambda problem: self._on_checked(problem),
         )
+        if self._tracing is not None:
+            app = self._tracing.wrap(app, route_of)
         config = uvicorn.Config(
             app,
             http=limited_protocol(limits.max_connections),
@@ -213,6 +246,7 @@ class Running:
             tls=self.tls,
             limits=limits,
             guard=self.guard,
+            metrics=self._metrics,
             speech=self._streams,
         )
 
@@ -248,6 +282,7 @@ def _server_class() -> Callable[[uvicorn.Config, Running], uvicorn.Server]:
             async def close_after_both() -> None:
                 await drained
                 await close()
+                await self._running.close_beside()
 
             self.lifespan.shutdown = close_after_both
             try:

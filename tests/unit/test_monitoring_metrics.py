@@ -24,6 +24,7 @@ from deepseek.serve.monitoring.profile import make_profile
 from deepseek.serve.monitoring.promql import Selected, grouped_labels, selectors
 from deepseek.serve.monitoring.watch import Watches
 from deepseek.serve.rest import app
+from deepseek.serve.speech.session import Streams
 from deepseek.serve.state.options import StateOptions, build_state
 from deepseek.serve.text.events import Done
 from tests.fake_serving import FakeModel
@@ -49,7 +50,8 @@ def scraped():
     state, watches, made = build_state(StateOptions(cache_bytes=64 << 20)), Watches(), []
 
     def metrics_of(service, *others, **more):
-        sources = Sources(UpCache(state.cache), state.sessions.stats, watches, lambda: {"workers": 2, "restarts": 1})
+        facts = {"workers": 2, "restarts": 1}
+        sources = Sources(UpCache(state.cache), state.sessions.stats, watches, Streams(service).stats, lambda: facts)
         made.append((service, PrometheusMetrics(service, sources)))
         return made[0][1]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deepseek.serve.hosted import Hosted
     from deepseek.serve.monitoring.watch import Watches
     from deepseek.serve.service import Service
+    from deepseek.serve.speech.session import StreamStats
     from deepseek.serve.state.response_cache import CacheStats
     from deepseek.serve.state.sessions import SessionStats
 
@@ -25,6 +26,7 @@ class Sources(NamedTuple):
     cache: Callable[[], CacheStats] | None = None
     sessions: Callable[[], SessionStats] | None = None
     watches: Watches | None = None
+    speech: Callable[[], StreamStats] | None = None
     facts: Callable[[], dict[str, Any]] | None = None
     """Which worker this is, how many there are, how often they were restarted."""
 
@@ -41,6 +43,8 @@ def samples(service: Service, sources: Sources) -> Iterator[Sample]:
         yield from _cache(sources.cache())
     if sources.sessions is not None:
         yield from _sessions(sources.sessions())
+    if sources.speech is not None:
+        yield from _speech(sources.speech())
     if sources.watches is not None:
         yield from sources.watches.samples()
     facts = sources.facts() if sources.facts is not None else {}
@@ -89,6 +93,14 @@ def _cache(stats: CacheStats) -> Iterator[Sample]:
     yield "deepseek_cache_on", (), float(stats.is_on)
     if stats.is_remote_up is not None:
         yield "deepseek_redis_up", (), float(stats.is_remote_up)
+
+
+def _speech(stats: StreamStats) -> Iterator[Sample]:
+    yield "deepseek_speech_streams", (), stats.open
+    yield "deepseek_speech_utterances_total", (), stats.utterances
+    yield "deepseek_speech_refused_total", (), stats.refused
+    yield "deepseek_speech_audio_seconds_total", (), stats.audio_seconds
+    yield "deepseek_speech_busy_seconds_total", (), stats.busy_seconds
 
 
 def _sessions(stats: SessionStats) -> Iterator[Sample]:

@@ -75,6 +75,7 @@ def rows() -> tuple[tuple[str, tuple[Panel, ...]], ...]:
         ("Models", _models()),
         ("Language models", _language_models()),
         ("Models of fixed shape", _fixed_shapes()),
+        ("Streamed speech", _speech()),
         ("Cache and sessions", _kept()),
         ("Drift", _drift()),
         ("Process", _process()),
@@ -205,6 +206,23 @@ def _kept() -> tuple[Panel, ...]:
             (gauge("deepseek_sessions"), "in memory"),
             (rate("deepseek_session_calls_total", "kind"), "{{kind}} a second"),
             (rate("deepseek_session_store_failures_total"), "Redis failures a second"),
+        ),
+    )
+
+
+def _speech() -> tuple[Panel, ...]:
+    return (
+        chart(
+            "Streams",
+            "short",
+            (gauge("deepseek_speech_streams"), "open"),
+            (rate("deepseek_speech_utterances_total"), "utterances a second"),
+            (rate("deepseek_speech_refused_total"), "refused a second"),
+        ),
+        chart(
+            "Real-time factor",
+            "short",
+            (ratio(rate("deepseek_speech_busy_seconds_total"), rate("deepseek_speech_audio_seconds_total")), "busy"),
         ),
     )
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepseek.errors import RequestError
 from deepseek.serve.monitoring.metrics import Metrics
+from deepseek.serve.monitoring.watch import Watches
 from deepseek.serve.rest import wire
 from deepseek.serve.rest.conversation import Sessions, in_session, remember
 from deepseek.serve.rest.leases import lease, note, only_text
@@ -46,11 +47,12 @@ STREAM_HEADERS = [
 
 
 class Helpers(NamedTuple):
-    """What answers need beside the models; the cache and the sessions are there only where they are switched on."""
+    """What answers need beside the models; all but the metrics are there only where they are switched on."""
 
     metrics: Metrics
     cache: ResponseCache | None = None
     sessions: Sessions | None = None
+    watches: Watches | None = None
 
 
 class Answer:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from deepseek.errors import DeepSeekError, RequestError, did_you_mean
 from deepseek.lazy import require
-from deepseek.serve.monitoring.metrics import build_metrics
+from deepseek.serve.monitoring.metrics import Metrics, build_metrics
+from deepseek.serve.monitoring.watch import Watches
 from deepseek.serve.page.routes import Page
 from deepseek.serve.rest.answer import Helpers
 from deepseek.serve.rest.conversation import Sessions
@@ -46,6 +47,8 @@ def create_app(
     cache: ResponseCache | None = None,
     sessions: Sessions | None = None,
     speech: Streams | None = None,
+    metrics: Metrics | None = None,
+    watches: Watches | None = None,
     allow_admin: bool = False,
     on_checked: Callable[[DeepSeekError | None], None] | None = None,
 ) -> ASGIApp:
@@ -53,7 +56,8 @@ def create_app(
 
     `guard` says which hosts, keys and rates the gateway holds requests to; `cache` keeps answers that would be the same
     again, `sessions` conversations, `speech` counts and bounds streams of speech; with `allow_admin` clients may list,
-    load and unload models.
+    load and unload models. Without `metrics` those of the models alone are told; `watches` compare requests
+    with the training data.
     Raises MissingExtraError without [serve].
     """
     require("starlette", "serve")
@@ -61,8 +65,8 @@ def create_app(
     from starlette.middleware.exceptions import ExceptionMiddleware
     from starlette.routing import Router
 
-    metrics = build_metrics(service)
-    helpers = Helpers(metrics, cache, sessions)
+    metrics = metrics or build_metrics(service)
+    helpers = Helpers(metrics, cache, sessions, watches)
     forms = Forms()
     streams = speech or Streams(service)
     kserve = KServe(service, helpers, allow_admin=allow_admin)

@@ -111,12 +111,16 @@ class KServe:
             outputs = hosted.engine.run_now(inputs)
             if outputs is None:
                 outputs = await hosted.engine.infer(inputs, deadline=deadline)
+            if self._helpers.watches is not None:
+                self._helpers.watches.see(hosted, None, inputs, outputs)
             return infer_body(hosted.name, hosted.version, request_id, chosen, outputs)
         key = tensor_key(hosted, inputs, chosen)
         found = await cache.get(key)
         kept = InferBody.unpack(found) if found is not None else None
         if kept is None:
             outputs = await hosted.engine.infer(inputs, deadline=deadline)
+            if self._helpers.watches is not None:
+                self._helpers.watches.see(hosted, None, inputs, outputs)
             kept = infer_body(hosted.name, hosted.version, None, chosen, outputs)
             await cache.put(key, kept.pack())
         return with_id(kept, request_id)

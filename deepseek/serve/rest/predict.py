@@ -106,16 +106,30 @@ class Predict:
         if form.takes in _AT_ONCE and len(body) <= _SMALL and not form.needs_model:
             rows = [_row(form, instance, index) for index, instance in enumerate(instances)]
             outputs = await _infer(hosted, rows)
+            self._watch(hosted, instances, rows, outputs)
             predictions = list(map(form.to_answer, rows, outputs))
         elif form.needs_model:
             predictions = await asyncio.to_thread(_run, hosted, form, instances)
         else:
             rows = await asyncio.to_thread(lambda: [_row(form, item, index) for index, item in enumerate(instances)])
             outputs = await _infer(hosted, rows)
+            self._watch(hosted, instances, rows, outputs)
             predictions = await asyncio.to_thread(
                 lambda: [form.to_answer(row, output) for row, output in zip(rows, outputs, strict=True)]
             )
         return dump_arrays({"predictions": predictions, "model": hosted.name, "version": hosted.version})
+
+    def _watch(
+        self,
+        hosted: Hosted,
+        instances: Sequence[Any],
+        rows: Sequence[dict[str, np.ndarray]],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+    ) -> None:
+        """Have the instances compared with the training data."""
+        if self._helpers.watches is not None and hosted.profile is not None:
+            for instance, row, output in zip(instances, rows, outputs, strict=True):
+                self._helpers.watches.see(hosted, instance, row, output)
 
 
 async def _instances(form: Form, content_type: str, body: bytes) -> Sequence[Any]:

@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from deepseek.errors import RequestError
+from deepseek.serve.monitoring.tracing import record
 from deepseek.serve.tensor.admission import Admission, Costs
 from deepseek.serve.tensor.batch import Arrays, Joiner
 from deepseek.serve.tensor.datatypes import ModelSignature
@@ -29,6 +30,10 @@ from deepseek.serve.tensor.requests import Answer, Cancelled, Item, Waiter, deli
 _LOG = logging.getLogger("deepseek.serve")
 
 Run = Callable[[Arrays], Mapping[str, np.ndarray]]
+
+
+_SHUT_SECONDS, _SHUT_SHARE = 0.001, 0.1
+"""How long `gate` stays shut once it was: so long, or this share of a run, whichever is less."""
 
 
 class TensorSource(Protocol):
@@ -96,6 +101,9 @@ class TensorEngine:
         self._inline: Counter[str] = Counter()
         self._sums = [0.0, 0.0]
         self._last = (0, 0, -math.inf)  # rows and requests of the last run, and its end
+        self._shut_until = -math.inf
+        self._turned_away = 0
+        self._again = 1
         self._closing = False
         self._threads: list[threading.Thread] = []
 
@@ -129,7 +137,10 @@ class TensorEngine:
 
         timer = loop.call_later(max(0.0, item.deadline - self._clock()), expire)
         try:
-            return await future
+            outputs = await future
+            record("queue", item.submitted, item.started)
+            record("run", item.started, self._clock(), rows=item.rows)
+            return outputs
         except asyncio.CancelledError:
             self._cancel(item)
             raise
@@ -165,13 +176,23 @@ class TensorEngine:
         if not self._admission.overloaded:
             return
         now = self._clock()
+        if now < self._shut_until:  # just looked: as good as certain, and most come here when there are many
+            self._turned_away += 1
+            raise too_many(self._again)
+        again = self.retry_after()
         with self._wake:
+            came, self._turned_away = 1 + self._turned_away, 0
+            self._counts["refused"] += came - 1
+            if came > 1:
+                self._admission.offer(now, came - 1)
             busy = [until for _, until in self._running.values()]
             if self._admission.fits(now, 1, sum(one.rows for one in self._waiting), busy):
                 return
             self._admission.offer(now, 1)
             self._counts["refused"] += 1
-        raise too_many()
+            self._again = again
+            self._shut_until = now + min(_SHUT_SECONDS, _SHUT_SHARE * self._costs.seconds(1))
+        raise too_many(again)
 
     def step(self) -> bool:
         """Do one run with what waits; return whether there was any."""
@@ -213,6 +234,7 @@ class TensorEngine:
         """Return the counters."""
         with self._wake:
             counts = self._counts + self._inline
+            counts["refused"] += self._turned_away
             active = sum(len(items) for items, _ in self._running.values())
             plain = [counts[name] for name in ("finished", "cancelled", "failed", "refused", "rows", "runs")]
             return TensorStats(len(self._waiting), active, *plain, *self._sums)
@@ -319,6 +341,8 @@ class TensorEngine:
     def _run(self, index: int, items: list[Item]) -> None:
         """Run and answer. On an error the requests run one by one, so that each gets its own."""
         start = self._clock()
+        for item in items:
+            item.started = start
         try:
             answers = self._together(index, items)
         finally:

@@ -32,7 +32,7 @@ class Waiter(NamedTuple):
 class Item:
     """A request that waits or runs. Only the engine changes it."""
 
-    __slots__ = ("deadline", "halt", "inputs", "key", "rows", "sink", "submitted")
+    __slots__ = ("deadline", "halt", "inputs", "key", "rows", "sink", "started", "submitted")
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Item:
         self.rows = rows
         self.key = key
         self.sink = sink
-        self.submitted = submitted
+        self.submitted = self.started = submitted
         self.deadline = deadline
         self.halt: Exception | None = None
 
@@ -87,9 +87,17 @@ def stopping() -> RequestError:
     return RequestError("the server is stopping", status=503, fix="try again in a moment")
 
 
-def too_many() -> RequestError:
+class TooMany(RequestError):
+    """A full queue or an overloaded server; `retry_after` in whole seconds, 0 where it is not known."""
+
+    def __init__(self, retry_after: int) -> None:
+        self.retry_after = retry_after
+        super().__init__("the server has too many requests waiting", status=429, fix="try again later")
+
+
+def too_many(retry_after: int = 0) -> RequestError:
     """Return the refusal of a full queue or an overloaded server."""
-    return RequestError("the server has too many requests waiting", status=429, fix="try again later")
+    return TooMany(retry_after)
 
 
 def too_late() -> RequestError:

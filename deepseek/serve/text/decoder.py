@@ -43,7 +43,11 @@ class RowDecoder:
             steps += block.steps_after(_ATTENDED, _X, _BETWEEN, _WIDE, _X)
         self._blocks = RowChain(steps)
         self._head = RowChain([Multiply(row_weight(model.lm_head), 0, 1, norm=row_norm(model.norm))])
-        self._widths = (model.lm_head.in_features, *blocks[0].widths[:2], model.lm_head.in_features, blocks[0].widths[2])
+        d_model, (projected, attended, wide) = model.lm_head.in_features, blocks[0].widths
+        self._rooms = [(width, torch.float32) for width in (d_model, projected, attended, d_model, wide)]
+        self._rooms += [(1, torch.int64)] * 2
+        if isinstance(model.config, LlamaConfig):
+            self._rooms += [(model.config.head_width // 2, torch.float32)] * 2
         self._room: list[Tensor] = []
 
     def logits(self, ids: Tensor, step: Step, last: Tensor) -> Tensor:
@@ -51,13 +55,17 @@ class RowDecoder:
 
         Raises ModelError for ids that are none of the model's, and for a text that is too long.
         """
-        config, rows = self._config, ids.shape[1]
-        check_text(ids, config.vocab_size, config.max_length, self._cache.length)
+        config, rows, tokens = self._config, ids.shape[1], ids.numpy()
+        if step.longest > config.max_length or tokens.min() < 0 or tokens.max() >= config.vocab_size:
+            check_text(ids, config.vocab_size, config.max_length, self._cache.length)
         if not self._room or self._room[0].shape[0] < rows:
-            self._room = [torch.empty(max(rows, _SMALLEST), width) for width in self._widths]
-        tensors = [*(tensor[:rows] for tensor in self._room), ids[0], step.positions]
+            self._room = [torch.empty(max(rows, _SMALLEST), width, dtype=kind) for width, kind in self._rooms]
+        tensors = [tensor[:rows] for tensor in self._room]
+        given = [ids[0, :, None], step.positions[:, None]]
         if isinstance(config, LlamaConfig):
-            tensors += rotation(step.positions, config.head_width, config.rope_base, config.rope_scaling)
+            given += rotation(step.positions, config.head_width, config.rope_base, config.rope_scaling)
+        for tensor, values in zip(tensors[_IDS:], given, strict=True):
+            tensor.copy_(values)  # a chain whose tensors stay where they are is not told anew
         self._blocks.run(tensors, Texts(step.block_table, step.starts, step.lengths, step.slots))
         wanted = tensors[_X] if last.shape[0] == rows else tensors[_X].index_select(0, last)
         found = torch.empty(wanted.shape[0], config.vocab_size)

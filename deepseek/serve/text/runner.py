@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +36,8 @@ class PagedRunner:
         """
         keep_freed_memory()  # a step asks for the same few pieces of memory again and again
         shapes = page_shapes(model, device)
-        if limits.weights == "bf16":  # asked for: keys and values are rounded as well, and take half the memory
+        form = getattr(model.lm_head, "form", "fp32") if limits.weights == "auto" else limits.weights
+        if form != "fp32":  # keys and values are rounded as well: they take half the memory
             shapes = [shape._replace(dtype=torch.bfloat16) for shape in shapes]
         per_token = sum(shape.bytes_per_token for shape in shapes)
         count = count_blocks(limits, per_token, model.config.max_length, device)
@@ -93,31 +93,25 @@ class PagedRunner:
     def _places(self, runs: Sequence[SequenceRun]) -> tuple[Tensor, Step, Tensor]:
         """Return the ids (1, tokens), where they stand, and the rows whose next token is wanted.
 
-        All numbers travel to the device as one tensor.
+        All numbers travel to the device as two tensors; lists make them, as most steps have a handful of tokens.
         """
-        counts = np.array([len(run.tokens) for run in runs], dtype=np.int64)
-        begins = np.array([run.start for run in runs], dtype=np.int64)
-        ends = counts.cumsum()
-        lengths, total = begins + counts, int(ends[-1])
-        table = np.zeros((len(runs), max(len(run.blocks) for run in runs)), dtype=np.int64)
-        for row, run in zip(table, runs, strict=True):
-            row[: len(run.blocks)] = run.blocks
-        texts = np.repeat(np.arange(len(runs)), counts)
-        positions = np.arange(total) + (begins - (ends - counts))[texts]
-        slots = table[texts, positions // self.block_size] * self.block_size + positions % self.block_size
-        last = ends[[run.sampling is not None for run in runs]] - 1
-        ids = np.fromiter((token for run in runs for token in run.tokens), dtype=np.int64, count=total)
-        parts = (ids, positions, slots, np.array([0]), ends, lengths, table.ravel(), last)
-        moved = torch.from_numpy(np.concatenate(parts)).to(self._device)
-        sizes = [total, total, total, len(runs) + 1, len(runs), table.size, last.size]
-        ids_, positions_, slots_, starts_, lengths_, table_, last_ = torch.split(moved, sizes)
-        small = torch.int32
-        step = Step(
-            positions_,
-            slots_,
-            table_.view(table.shape).to(small),
-            starts_.to(small),
-            lengths_.to(small),
-            int(lengths.max()),
-        )
+        size, ids, positions, slots = self.block_size, list[int](), list[int](), list[int]()
+        starts, lengths, table, last = [0], list[int](), list[int](), list[int]()
+        pages = max(len(run.blocks) for run in runs)
+        for run in runs:
+            where = range(run.start, run.start + len(run.tokens))
+            ids += run.tokens
+            positions += where
+            slots += [run.blocks[place // size] * size + place % size for place in where]
+            starts.append(len(ids))
+            lengths.append(where.stop)
+            table += [*run.blocks, *[0] * (pages - len(run.blocks))]
+            if run.sampling is not None:
+                last.append(len(ids) - 1)
+        wide = torch.tensor(ids + positions + slots + last).to(self._device)
+        small = torch.tensor(starts + lengths + table, dtype=torch.int32).to(self._device)
+        total, texts = len(ids), len(runs)
+        ids_, positions_, slots_, last_ = wide.split_with_sizes([total, total, total, len(last)])
+        starts_, lengths_, table_ = small.split_with_sizes([texts + 1, texts, texts * pages])
+        step = Step(positions_, slots_, table_.view(texts, pages), starts_, lengths_, max(lengths))
         return ids_[None], step, last_
