@@ -43,7 +43,7 @@ class RpcClient:
         """Call a method of the inference service."""
         message = b"" if request is None else request.SerializeToString()
         answer = self.raw(INFERENCE + name, message, **options)
-        response = messages.POOL.FindServiceByName(messages.INFERENCE).methods_by_name[name].output_type.full_name
+        response = messages.pool().FindServiceByName(messages.INFERENCE).methods_by_name[name].output_type.full_name
         return answer if isinstance(answer, Refused) else messages.message_class(response).FromString(answer)
 
     def stream(self, path: str, requests: Iterable[bytes] | bytes, answer: Any, *, timeout: float = 10.0) -> list[Any]:

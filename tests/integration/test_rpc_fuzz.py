@@ -147,7 +147,7 @@ def test_any_generate_request(client, request):
         hold(answer)
 
 
-METHODS = sorted(method.name for method in messages.POOL.FindServiceByName(messages.INFERENCE).methods)
+METHODS = sorted(method.name for method in messages.pool().FindServiceByName(messages.INFERENCE).methods)
 
 
 @many(120)

@@ -52,10 +52,16 @@ class Call(NamedTuple):
     id: str
     client: str
     rate: int | None
-    deadline: float | None
-    """When the client stops waiting, by `time.monotonic`."""
     state: dict[str, Any]
     """What the audit log shall tell of the call: key, model, version."""
+    remaining: Callable[[], float | None]
+    """Returns the seconds for which the client still waits; None for a client that waits for ever."""
+
+    @property
+    def deadline(self) -> float | None:
+        """When the client stops waiting, by `time.monotonic`."""
+        seconds = self.remaining()
+        return None if seconds is None else time.monotonic() + seconds
 
 
 Unary = Callable[[bytes, Call], Awaitable[bytes]]
@@ -180,8 +186,7 @@ class Gate:
             raise _stopping()
         if running >= self._max_calls:
             raise RequestError("the server has too many calls at once", status=429, fix="try again later")
-        remaining = context.time_remaining()
-        call = Call(request_id, client, rate, None if remaining is None else time.monotonic() + remaining, state)
+        call = Call(request_id, client, rate, state, context.time_remaining)
         if client and self._limiter is not None:
             self.count(call)
             if (refusal := self._limiter.acquire(client)) is not None:

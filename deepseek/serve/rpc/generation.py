@@ -18,8 +18,8 @@ from deepseek.serve.rest.leases import lease, note, only_text
 from deepseek.serve.rest.mailbox import Mailbox
 from deepseek.serve.rest.schema import ChatForm, CompletionForm
 from deepseek.serve.rest.text_tensors import TEXT_OUTPUT
+from deepseek.serve.rpc import messages
 from deepseek.serve.rpc.calls import Call
-from deepseek.serve.rpc.messages import GenerateRequest, GenerateResponse, ModelInferResponse
 from deepseek.serve.rpc.protocol import Write, parse
 from deepseek.serve.rpc.tensors import AnswerWriter, is_raw
 from deepseek.serve.rpc.text_forms import generate_form, text_question
@@ -79,7 +79,7 @@ class Generation:
 
     async def generate(self, raw: bytes, call: Call, write: Write) -> None:
         """Answer `deepseek.v1.TextGeneration/Generate`."""
-        form = generate_form(parse(GenerateRequest, raw))
+        form = generate_form(parse(messages.GenerateRequest, raw))
         with lease(self._service, form.model) as hosted:
             note(call.state, hosted)
             only_text(hosted)
@@ -122,7 +122,7 @@ class Generation:
 
 def _response(run: TextRun, event: Piece | Done) -> Any:
     """Return an event as a GenerateResponse; the last one has the usage."""
-    answer = GenerateResponse(choice=event.choice)
+    answer = messages.GenerateResponse(choice=event.choice)
     if isinstance(event, Piece):
         answer.text = event.text
     else:
@@ -137,7 +137,7 @@ def _response(run: TextRun, event: Piece | Done) -> Any:
 
 def _about(run: TextRun, event: Piece | Done) -> bytes:
     """Return the parameters of a streamed answer as a part of a serialized ModelInferResponse."""
-    answer = ModelInferResponse()
+    answer = messages.ModelInferResponse()
     given = answer.parameters
     given["choice"].int64_param = event.choice
     given["triton_final_response"].bool_param = not run.left

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from deepseek.errors import RequestError
 from deepseek.lazy import require
+from deepseek.serve.rpc import messages
 from deepseek.serve.rpc.calls import Call, Gate
-from deepseek.serve.rpc.messages import GENERATION, INFERENCE, POOL, SPEECH
+from deepseek.serve.rpc.messages import GENERATION, INFERENCE, SPEECH
 from deepseek.serve.rpc.protocol import Write, parse, received
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ def reflection_handlers(gate: Gate, idle_seconds: float) -> Mapping[str, Any]:
     from grpc_reflection.v1alpha.reflection import aio  # type: ignore[import-untyped]
 
     for module in (health_pb2, reflection_pb2):
-        POOL.AddSerializedFile(module.DESCRIPTOR.serialized_pb)  # adding the same file again changes nothing
-    servicer = aio.ReflectionServicer((INFERENCE, GENERATION, SPEECH, HEALTH, REFLECTION), POOL)
+        messages.pool().AddSerializedFile(module.DESCRIPTOR.serialized_pb)  # adding the same file again changes nothing
+    servicer = aio.ReflectionServicer((INFERENCE, GENERATION, SPEECH, HEALTH, REFLECTION), messages.pool())
 
     async def answer(questions: AsyncIterator[bytes], call: Call, write: Write) -> None:
         async def parsed() -> AsyncIterator[Any]:

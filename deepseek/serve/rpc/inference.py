@@ -168,14 +168,15 @@ class Inference:
 
     async def _tensors(self, request: Any, hosted: Hosted, call: Call) -> bytes:
         """Answer a question to a model of fixed shape."""
-        deadline = call.deadline
+        own = None
         if request.parameters:
-            deadline = _deadline(checked(CallParameters, parameters(request.parameters)), deadline)
+            own = checked(CallParameters, parameters(request.parameters))
         signature = hosted.engine.signature
         wanted = _wanted(request, signature.outputs) if request.outputs else signature.outputs
         inputs = read_inputs(request, signature.inputs)
         outputs = hosted.engine.run_now(inputs)
         if outputs is None:
+            deadline = call.deadline if own is None else _deadline(own, call.deadline)
             outputs = await hosted.engine.infer(inputs, deadline=deadline)
         model = (hosted.name, hosted.version)
         return self._writer.write(model, wanted, outputs, raw=is_raw(request))

@@ -17,7 +17,7 @@ import numpy as np
 from deepseek.errors import RequestError
 from deepseek.serve.rest.tensor_data import from_raw, to_raw
 from deepseek.serve.rest.tensor_forms import MAX_TENSORS
-from deepseek.serve.rpc.messages import ModelInferResponse
+from deepseek.serve.rpc import messages
 from deepseek.serve.tensor.datatypes import TensorSpec, numpy_dtype
 from deepseek.serve.tensor.sizes import MAX_DIMS, MAX_VALUES, check_shape, wrong_input
 
@@ -160,7 +160,7 @@ class AnswerWriter:
         return b"".join(parts)
 
 
-_RAW_TAG = bytes([ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number << 3 | 2])
+_RAW_TAG = bytes([6 << 3 | 2])  # of ModelInferResponse.raw_output_contents
 """What stands before an element of raw_output_contents: the field's number and "a length follows"."""
 
 
@@ -178,7 +178,7 @@ def _head(
     model: tuple[str, str], specs: Sequence[TensorSpec], outputs: Mapping[str, np.ndarray], *, typed: bool
 ) -> bytes:
     """Return model, names and shapes, with the values where they are `typed`."""
-    answer = ModelInferResponse(model_name=model[0], model_version=model[1])
+    answer = messages.ModelInferResponse(model_name=model[0], model_version=model[1])
     for spec in specs:
         values = outputs[spec.name]
         tensor = answer.outputs.add(name=spec.name, datatype=spec.datatype, shape=values.shape)

@@ -11,8 +11,9 @@ from typing import Any
 
 from deepseek.errors import RequestError
 from deepseek.serve.rest.schema import checked
+from deepseek.serve.rpc import messages
 from deepseek.serve.rpc.calls import Call, Gate
-from deepseek.serve.rpc.messages import SPEECH, StreamingRecognizeRequest, StreamingRecognizeResponse
+from deepseek.serve.rpc.messages import SPEECH
 from deepseek.serve.rpc.protocol import Write, parse, received
 from deepseek.serve.speech.session import StartForm, Streams
 
@@ -29,26 +30,26 @@ class SpeechRecognition:
         """Return the handlers of its methods by path."""
         return {f"/{METHOD}": gate.both_stream(METHOD, self.streaming_recognize)}
 
-    async def streaming_recognize(self, messages: AsyncIterator[bytes], call: Call, write: Write) -> None:
+    async def streaming_recognize(self, questions: AsyncIterator[bytes], call: Call, write: Write) -> None:
         """Answer a stream of samples with results."""
         with self._streams.room():
-            requests = received(messages, self._streams.limits.idle_seconds)
+            requests = received(questions, self._streams.limits.idle_seconds)
             first = await anext(requests, None)
-            start = None if first is None else parse(StreamingRecognizeRequest, first)
+            start = None if first is None else parse(messages.StreamingRecognizeRequest, first)
             if start is None or start.WhichOneof("content") != "start":
                 raise RequestError("the first message is the start", field="start", wanted="a SpeechStart")
             async with self._streams.session(_form(start.start), call.state) as session:
                 await self._write(write, [session.started()])
                 async for raw in requests:
-                    request = parse(StreamingRecognizeRequest, raw)
+                    request = parse(messages.StreamingRecognizeRequest, raw)
                     if request.WhichOneof("content") != "samples":
                         raise RequestError("after the start come samples", field="samples", wanted="bytes of samples")
                     await self._write(write, await session.take(request.samples))
                 await self._write(write, await session.finish())
 
-    async def _write(self, write: Write, messages: list[dict[str, Any]]) -> None:
-        """Send messages. Raises RequestError (499) for a client that does not read them."""
-        for message in messages:
+    async def _write(self, write: Write, told: list[dict[str, Any]]) -> None:
+        """Send what is told. Raises RequestError (499) for a client that does not read them."""
+        for message in told:
             try:
                 async with asyncio.timeout(self._streams.limits.send_seconds):
                     await write(_response(message).SerializeToString())
@@ -66,5 +67,5 @@ def _response(message: Mapping[str, Any]) -> Any:
     values = {name: value for name, value in message.items() if name != "type" and value is not None}
     kind = message["type"]
     if kind in ("partial", "final"):
-        return StreamingRecognizeResponse(result={**values, "final": kind == "final"})
-    return StreamingRecognizeResponse(**{kind: values})
+        return messages.StreamingRecognizeResponse(result={**values, "final": kind == "final"})
+    return messages.StreamingRecognizeResponse(**{kind: values})

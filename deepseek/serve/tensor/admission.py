@@ -18,7 +18,7 @@ _ENTER, _FULL, _LEAVE = 1.5, 1.05, 0.9
 """Of what the instances can do: above the first, or with half the queue taken above the second, it is overload; below
 the third no longer."""
 PATIENCE = 1.5
-"""Under overload, of the time of a run alone: who would take longer is refused."""
+"""Under overload, of the time of a run alone on an idle server: who would take longer is refused."""
 _LEARN = 0.1
 _KNEE = 1.1
 
@@ -28,6 +28,7 @@ class Costs:
 
     def __init__(self, measured: Mapping[int, float] | None = None) -> None:
         self._seconds: dict[int, float] = dict(measured or {})
+        self._measured = dict(self._seconds)
 
     @property
     def known(self) -> bool:
@@ -43,17 +44,11 @@ class Costs:
 
     def seconds(self, rows: int) -> float:
         """Return the time of a run of so many rows: between known sizes linear, beyond them in proportion."""
-        if not self._seconds:
-            return 0.0
-        sizes = sorted(self._seconds)
-        above = next((size for size in sizes if size >= rows), None)
-        if above is None:
-            return self._seconds[sizes[-1]] * rows / sizes[-1]
-        below = next((size for size in reversed(sizes) if size <= rows), None)
-        if below is None or below == above:
-            return self._seconds[above]
-        share = (rows - below) / (above - below)
-        return self._seconds[below] + share * (self._seconds[above] - self._seconds[below])
+        return _between(self._seconds, rows)
+
+    def unloaded(self, rows: int) -> float:
+        """Return the time of a run as warm-up found it, or less; runs take longer while the server is busy."""
+        return min(self.seconds(rows), _between(self._measured, rows) or math.inf)
 
     def best_rows(self, most: int) -> int:
         """Return the smallest number of rows that takes little more time a row than the best; `most` if unknown."""
@@ -62,6 +57,21 @@ class Costs:
             return most
         limit = _KNEE * min(each.values())
         return min(size for size, seconds in each.items() if seconds <= limit)
+
+
+def _between(known: Mapping[int, float], rows: int) -> float:
+    """Return the time of so many rows from times by rows; 0 where none is known."""
+    if rows in known or not known:
+        return known.get(rows, 0.0)
+    sizes = sorted(known)
+    above = next((size for size in sizes if size >= rows), None)
+    if above is None:
+        return known[sizes[-1]] * rows / sizes[-1]
+    below = next((size for size in reversed(sizes) if size <= rows), None)
+    if below is None:
+        return known[above]
+    share = (rows - below) / (above - below)
+    return known[below] + share * (known[above] - known[below])
 
 
 class Admission:
@@ -99,4 +109,4 @@ class Admission:
         together = waiting_rows + rows
         wait = 0.0 if free else max(0.0, min(busy_until) - now)
         in_one_run = together <= max(self._batch_rows, rows)
-        return in_one_run and wait + self._costs.seconds(together) <= PATIENCE * self._costs.seconds(rows)
+        return in_one_run and wait + self._costs.seconds(together) <= PATIENCE * self._costs.unloaded(rows)
