@@ -10,7 +10,7 @@ import importlib
 import sys
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from deepseek.errors import MissingExtraError, did_you_mean
 
@@ -25,8 +25,14 @@ def load(target: str) -> Any:
     return getattr(module, attribute) if attribute else module
 
 
+_KEPT_OUT = ("openvino_telemetry",)
+"""Packages that send to another host that a package was imported, by a process that they fork for it."""
+
+
 def require(package: str, extra: str) -> Any:
     """Import an optional package, or raise MissingExtraError with its install line."""
+    for name in _KEPT_OUT:
+        sys.modules.setdefault(name, cast(Any, None))  # its import fails, which those who import it provide for
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:

@@ -52,29 +52,41 @@ struct Row {  // one head of one new token
     float* weights; // room for them, up to a multiple of 16
 };
 
-// call `use(position, place)` for the first `count` positions of a text, in order
+// call `use(position, place)` for every `step`th of the first `count` positions of each page of a text, in order; what
+// the next head has there, which the next task reads, is asked for
 template <class T, class Use>
-inline void walk(const Attention& call, const Pages& pages, const int32_t* table, int64_t head, int64_t count, Use use) {
+inline void walk(const Attention& call, const Pages& pages, const int32_t* table, int64_t head, int64_t count, int step, Use use) {
     for (int64_t first = 0; first < count; first += call.block_size) {
         const T* place = static_cast<const T*>(pages.data) + *table++ * pages.page + head * pages.head;
         const int64_t end = std::min(first + call.block_size, count);
-        for (int64_t j = first; j < end; j++, place += pages.token) use(j, place);
+        for (int64_t j = first; j < end; j += step, place += step * pages.token) {
+            for (int i = 0; i < step; i++)
+                for (int64_t d = 0; d < pages.dim; d += 64 / int64_t(sizeof(T)))
+                    __builtin_prefetch(place + i * pages.token + pages.head + d);
+            use(j, place, std::min<int64_t>(step, end - j));
+        }
     }
 }
 
+// four products at once: of four rows with a key, or of a row with four keys
 template <class T, int R>
 void score(const Attention& call, const Row* rows, const int32_t* table, int64_t count, int64_t head) {
+    static_assert(R == 1 || R == 4);
     const int64_t dim = call.keys.dim, whole = dim / 16 * 16;
-    walk<T>(call, call.keys, table, head, count, [&](int64_t j, const T* key) {
-        Floats sum[R] = {};
-        for (int64_t d = 0; d < whole; d += 16) {
-            Floats k = load(key + d);
-            for (int r = 0; r < R; r++) sum[r] = add_product(k, load(rows[r].query + d), sum[r]);
-        }
-        for (int r = 0; r < R; r++) {
-            float found = total(sum[r]);
-            for (int64_t d = whole; d < dim; d++) found += single(key[d]) * rows[r].query[d];
-            if (j < rows[r].keys) rows[r].weights[j] = found * float(call.scale);
+    walk<T>(call, call.keys, table, head, count, R == 1 ? 4 : 1, [&](int64_t j, const T* key, int64_t some) {
+        Floats sum[4] = {};
+        float found[4];
+        const T* keys[4];
+        for (int i = 0; i < 4; i++) keys[i] = key + (i < some ? i : 0) * call.keys.token;
+        for (int64_t d = 0; d < whole; d += 16)
+            for (int i = 0; i < 4; i++)
+                sum[i] = add_product(load(keys[R == 1 ? i : 0] + d), load(rows[R == 1 ? 0 : i].query + d), sum[i]);
+        totals(sum, found);
+        for (int i = 0; i < (R == 1 ? int(some) : 4); i++) {
+            const Row& row = rows[R == 1 ? 0 : i];
+            for (int64_t d = whole; d < dim; d++) found[i] += single(keys[R == 1 ? i : 0][d]) * row.query[d];
+            if (R == 1) row.weights[j + i] = found[i] * float(call.scale);
+            else if (j < row.keys) row.weights[j] = found[i] * float(call.scale);
         }
     });
 }
@@ -102,7 +114,7 @@ void softmax(const Row& row, int64_t count) {  // weights beyond the row's keys 
 template <class T, int R, int V>
 void mix(const Attention& call, const Row* rows, const int32_t* table, int64_t count, int64_t head, int64_t first) {
     Floats sum[R][V] = {};
-    walk<T>(call, call.values, table, head, count, [&](int64_t j, const T* value) {
+    walk<T>(call, call.values, table, head, count, 1, [&](int64_t j, const T* value, int64_t) {
         for (int v = 0; v < V; v++) {
             Floats x = load(value + first + v * 16);
             for (int r = 0; r < R; r++) sum[r][v] = add_product(x, Floats{} + rows[r].weights[j], sum[r][v]);
@@ -123,8 +135,8 @@ void attend(const Attention& call, const Row* rows, const int32_t* table, int64_
     for (; d < dim; d++)
         for (int r = 0; r < R; r++) {
             float sum = 0;
-            walk<T>(call, call.values, table, head, rows[r].keys,
-                    [&](int64_t j, const T* value) { sum += rows[r].weights[j] * single(value[d]); });
+            walk<T>(call, call.values, table, head, rows[r].keys, 1,
+                    [&](int64_t j, const T* value, int64_t) { sum += rows[r].weights[j] * single(value[d]); });
             rows[r].output[d] = sum;
         }
 }

@@ -175,6 +175,6 @@ def row_norm(norm: nn.Module) -> RowNorm | None:
 
 
 def row_weight(layer: Any) -> RowWeight:
-    """Return the weight of a `RowLinear`."""
+    """Return the weight of a `RowLinear` or `RowEmbedding`."""
     found: RowWeight = layer.row_weight
     return found

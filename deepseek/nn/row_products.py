@@ -69,7 +69,7 @@ class Rotate(NamedTuple):
 
 
 class LookUp(NamedTuple):
-    """A step: the weight's channels named by the whole of `ids`, int64 (rows,), plus `residual`; not for 4 bits."""
+    """A step: the weight's channels named by `ids`, int64 (rows, 1), plus `residual`; not for 4 bits."""
 
     weight: RowWeight
     ids: int
@@ -173,7 +173,7 @@ class RowChain:
             if isinstance(step, Attend):
                 raise ModelError("attention in a chain needs the kernel", fix="use paged_attention")
             if isinstance(step, LookUp):
-                x = step.weight.rows(tensors[step.ids])
+                x = step.weight.rows(tensors[step.ids][:, 0])
                 tensors[step.target].copy_(x if step.residual is None else tensors[step.residual] + x)
                 continue
             x = tensors[step.source] if step.norm is None else _normalised(tensors[step.source], step.norm)

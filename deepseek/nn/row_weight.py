@@ -1,7 +1,7 @@
 """A weight in the form and order that the products of rows read it: panels of 32 channels, see `row_tiles.h`.
 
-Forms: fp32, bf16, int8 with a scale a channel, 4 bits with a scale for 32 inputs. It is stored once for all uses; single
-channels can be read back, as an embedding does. Not here: the products (`row_products`).
+Forms: fp32, bf16, int8 with a scale a channel, 4 bits with a scale for 32 inputs. It is stored once for all uses:
+single channels can be read back, as an embedding does. Not here: products (`row_products`).
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ class RowWeight(NamedTuple):
         if form == "int4" and scale is not None:
             scale = _panels(scale.to(torch.bfloat16)).transpose(1, 2).contiguous()
             zero_point = None if zero_point is None else _panels(zero_point).transpose(1, 2).contiguous()
-            levels = _panels(unpack(values, 4, 2 * width)).unflatten(2, (-1, 2, 4, 4))
+            levels = torch.unflatten(_panels(unpack(values, 4, 2 * width)), 2, (-1, 2, 4, 4))
             both = levels[:, :, :, 0] + 16 * levels[:, :, :, 1]
             return cls(form, channels, 2 * width, both.permute(0, 2, 3, 1, 4).contiguous(), scale, zero_point, bias)
         if form == "int8" and scale is not None:
             values, scale = values.view(torch.uint8) ^ 128, _panels(scale.to(torch.float32))
         side = _SIDE[form]
-        panels = _panels(F.pad(values, (0, -width % side))).unflatten(2, (-1, side))
+        panels = torch.unflatten(_panels(F.pad(values, (0, -width % side))), 2, (-1, side))
         return cls(form, channels, width, panels.transpose(1, 2).contiguous(), scale, None, bias)
 
     def rows(self, ids: Tensor | None = None) -> Tensor:
@@ -106,4 +106,5 @@ class RowWeight(NamedTuple):
 def _panels(x: Tensor) -> Tensor:
     """Return `(out, ...)` as `(panels, 32, ...)`, zeros at the end."""
     missing = -x.shape[0] % LANES
-    return (torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x).unflatten(0, (-1, LANES))
+    whole = torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
+    return torch.unflatten(whole, 0, (-1, LANES))

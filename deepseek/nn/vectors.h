@@ -70,6 +70,20 @@ inline float total(Floats v) {  // halves onto halves, always in this order
 #endif
 }
 
+// the sums of four vectors' lanes, each in the same order wherever it stands: fewer shuffles than four single sums take
+inline void totals(const Floats (&v)[4], float (&to)[4]) {
+#if defined(__AVX512DQ__)
+    const __m512 a = (__m512)v[0], b = (__m512)v[1], c = (__m512)v[2], d = (__m512)v[3];
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#else
+    for (int i = 0; i < 4; i++) to[i] = total(v[i]);
+#endif
+}
+
 // e^x to 2 units in the last place, x taken into [-87, 88]: 2^n times a polynomial of the rest (Cody and Waite 1980)
 inline Floats exponential(Floats x) {
     x = x < -87.0f ? Floats{} - 87.0f : x;

@@ -20,7 +20,7 @@ from deepseek.nn.int4_linear import Int4Linear
 from deepseek.nn.int8_linear import Int8Linear
 from deepseek.nn.row_blocks import RowDecoderBlock, RowLlamaBlock
 from deepseek.nn.row_linear import RowEmbedding, RowLinear
-from deepseek.nn.row_products import Multiply, Rotate, RowChain, RowNorm
+from deepseek.nn.row_products import LookUp, Multiply, Rotate, RowChain, RowNorm
 from deepseek.nn.row_weight import RowForm, RowWeight
 from deepseek.serve.text.weights import prepare_weights
 
@@ -235,7 +235,8 @@ def test_a_prepared_model_answers_as_before(way: str, config: Any, form: RowForm
     with torch.no_grad():
         before = model(ids)
         prepared = prepare_weights(model, form)
-        assert all(isinstance(block, RowDecoderBlock | RowLlamaBlock) for block in model.blocks)
+        changed = [isinstance(block, RowDecoderBlock | RowLlamaBlock) for block in model.blocks]
+        assert not any(changed) if way == "torch" else all(changed)
         assert gap(prepared(ids), before.double()) < tolerance
         cache = model.new_cache(2, 20)
         pieces = [model(piece, cache=cache) for piece in ids.split([7, 1, 12], dim=1)]
@@ -277,6 +278,31 @@ def test_layers_with_few_bits_keep_their_numbers(symmetric: bool, group: int | N
             with torch.no_grad():
                 reference = F.linear(x, meant, linear.bias).double()
                 assert gap(prepared(x), reference) < 0.01
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_weight_is_read_back(form: RowForm) -> None:
+    """Panels hold what was given, and nothing of their filling comes out."""
+    weight = torch.randn(77, 96)
+    found, ids = RowWeight.rounded(weight, form), torch.tensor([[76, 0], [31, 32]])
+    assert gap(found.rows(), weight.double()) < {"fp32": 1e-9, "bf16": 4e-3, "int8": 1e-2, "int4": 0.2}[form]
+    assert torch.equal(found.rows(ids), found.rows()[ids])
+
+
+def test_vectors_are_looked_up(way: str) -> None:
+    ids = torch.tensor([[40], [0], [33]])
+    for form in ("fp32", "bf16", "int8"):
+        table, y, plus = weight_of(form, 41, 30), torch.empty(3, 30), torch.randn(3, 30)
+        RowChain([LookUp(table, 0, 1), LookUp(table, 0, 1, residual=2)]).run([ids, y, plus])
+        assert torch.equal(y, table.rows(ids[:, 0]) + plus)
+
+
+def test_what_a_source_includes_names_the_library(tmp_path: Path) -> None:
+    (tmp_path / "a.cpp").write_text('#include "b.h"\nint x;\n')
+    (tmp_path / "b.h").write_text("int y;\n")
+    before = native_build._text(tmp_path / "a.cpp")
+    (tmp_path / "b.h").write_text("int z;\n")
+    assert before != native_build._text(tmp_path / "a.cpp")
 
 
 def test_other_models_are_left_to_torch() -> None:

@@ -11,13 +11,17 @@ from torch import nn
 
 from deepseek.errors import ConfigError, ModelError
 from deepseek.models.generation import SamplingConfig
+from deepseek.nn import row_products
+from deepseek.serve.text.decoder import RowDecoder
 from deepseek.serve.text.limits import EngineLimits
 from deepseek.serve.text.paged_cache import PagedCache, count_blocks, has_pages, page_shapes
 from deepseek.serve.text.plan import Sampling, SequenceRun, StepPlan
 from deepseek.serve.text.runner import PagedRunner
+from deepseek.serve.text.weights import WeightForm, prepare_weights
 from tests.paged_texts import GREEDY, Text, answer, toy
 
 CPU = torch.device("cpu")
+PAGES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
 MODELS = {
     "gpt": {"max_length": 40},
     "llama": {},
@@ -33,7 +37,8 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 def runner_of(model: Any, pages: int = 40, block_size: int = 4) -> PagedRunner:
     shapes = page_shapes(model, CPU)
-    room = pages * block_size * sum(shape.bytes_per_token for shape in shapes)
+    short = getattr(model.lm_head, "form", "fp32") != "fp32"  # a prepared model's pages are of half the size then
+    room = pages * block_size * sum(shape.bytes_per_token for shape in shapes) // (2 if short else 1)
     limits = EngineLimits(block_size=block_size, kv_bytes=room)
     runner = PagedRunner(model, limits, model.config.vocab_size, CPU)
     assert runner.num_blocks == pages
@@ -186,6 +191,40 @@ def test_pages_are_bfloat16_where_that_was_asked_for_and_answers_stay_near() -> 
     plan = StepPlan((SequenceRun(0, tokens, 0, [1, 2, 3], tokens, GREEDY),))
     found, wanted = half.logits(plan)[0], whole.logits(plan)[0]
     assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["gpt", "llama", "llama-scaled"])
+@pytest.mark.parametrize("form", ["fp32", "bf16", "int8"])
+def test_a_prepared_model_in_two_calls_is_what_it_is_block_by_block(kind: str, form: WeightForm) -> None:
+    if row_products.library() is None:
+        pytest.skip("no compiler")
+    model = prepare_weights(toy(kind.partition("-")[0], **MODELS[kind]), form)
+    whole, blocks = runner_of(model, pages=40), runner_of(model, pages=40)
+    assert isinstance(whole._decoder, RowDecoder) and whole._cache.keys[0].dtype == PAGES[form]
+    blocks._decoder = None
+    near = 1e-5 if form == "fp32" else 0.02  # block by block, the last norm is torch's
+    chance = random.Random(1)
+    texts, pages = [Text(number, prompt) for number, prompt in enumerate(prompts(model, chance, 4))], list(range(40))
+    while any(text.done < len(text.history) for text in texts):
+        runs = tuple(text.run(chance.randint(1, 6), pages, 4) for text in texts if text.done < len(text.history))
+        found = whole.logits(StepPlan(runs))
+        torch.testing.assert_close(found, blocks.logits(StepPlan(runs)), rtol=near, atol=near)
+        asking = [run.sequence for run in runs if run.sampling is not None]
+        for number, row in zip(asking, found, strict=True):
+            if len(texts[number].history) < 26:
+                texts[number].history.append(int(row.argmax()))
+
+
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+def test_a_prepared_model_answers_in_a_batch_as_alone_and_refuses_foreign_tokens(kind: str) -> None:
+    model = prepare_weights(toy(kind, **MODELS[kind]), "bf16")
+    chance = random.Random(2)
+    asked = prompts(model, chance, 5)
+    together = answer(runner_of(model), [Text(n, prompt) for n, prompt in enumerate(asked)], 8, chance)
+    assert [answer(runner_of(model), [Text(0, prompt)], 8)[0] for prompt in asked] == [together[n] for n in range(5)]
+    for token in (-1, model.config.vocab_size):
+        with pytest.raises(ModelError):
+            runner_of(model).logits(StepPlan((SequenceRun(0, [token], 0, [0], [token], GREEDY),)))
 
 
 def test_a_cache_without_a_step_or_with_documents_is_refused() -> None:

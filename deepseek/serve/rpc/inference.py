@@ -168,6 +168,7 @@ class Inference:
 
     async def _tensors(self, request: Any, hosted: Hosted, call: Call) -> bytes:
         """Answer a question to a model of fixed shape."""
+        hosted.engine.gate()
         own = None
         if request.parameters:
             own = checked(CallParameters, parameters(request.parameters))

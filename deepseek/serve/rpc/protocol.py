@@ -10,6 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from deepseek.errors import RequestError
+from deepseek.lazy import require
+
+require("grpc_health", "serve")  # it brings protobuf
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # noqa: E402
 
 Write = Callable[[bytes], Awaitable[None]]
 _CODES = {
@@ -38,8 +42,6 @@ def code_name(status: int) -> str:
 
 def parse(message_class: Any, raw: bytes) -> Any:
     """Return `raw` as a message. Raises RequestError (400) for bytes that are none."""
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
     try:
         return message_class.FromString(raw)
     except (DecodeError, UnicodeDecodeError):

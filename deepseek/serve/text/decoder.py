@@ -1,4 +1,4 @@
-"""A step of a whole prepared decoder in two calls of our kernel: all blocks with their attention, then the output layer.
+"""A step of a prepared decoder in two calls of our kernel: all blocks with their attention, then the output layer.
 
 With a call for each part of a block, Python's and torch's own time is a sixth of a small model's step. GPT and Llama on
 the CPU, over pages; everything else is computed by the model itself. Not here: the kernel (`deepseek.nn.row_products`).
@@ -32,9 +32,9 @@ class RowDecoder:
     def __init__(self, model: Any, cache: PagedCache) -> None:
         blocks: list[RowBlock] = list(model.blocks)
         self._config, self._cache = model.config, cache
-        steps: list[Multiply | Rotate | LookUp | Attend] = [LookUp(model.token_embedding.row_weight, _IDS, _X)]
+        steps: list[Multiply | Rotate | LookUp | Attend] = [LookUp(row_weight(model.token_embedding), _IDS, _X)]
         if type(model) is GPT:
-            steps.append(LookUp(model.position_embedding.row_weight, _POSITIONS, _X, residual=_X))
+            steps.append(LookUp(row_weight(model.position_embedding), _POSITIONS, _X, residual=_X))
         for block, keys, values in zip(blocks, cache.keys, cache.values, strict=True):
             projected, _, wide = block.widths
             kv_heads, dim = keys.shape[2:]
@@ -86,4 +86,5 @@ def row_decoder(model: Any, cache: PagedCache) -> RowDecoder | None:
 
 def _alike(blocks: Sequence[nn.Module]) -> bool:
     """Return whether these are blocks of our kernel, all of the same widths (pruned ones may differ)."""
-    return all(isinstance(block, RowBlock) for block in blocks) and len({b.widths for b in blocks}) == 1  # type: ignore[union-attr]
+    known = [block.widths for block in blocks if isinstance(block, RowBlock)]
+    return len(known) == len(blocks) and len(set(known)) == 1

@@ -2,8 +2,9 @@
 
 On a CPU every linear layer is swapped for one that reads its weight at the speed of memory (`deepseek.nn.row_linear`),
 and blocks of GPT and Llama for ones in two calls (`deepseek.nn.row_blocks`); small tensors become fp32. Models with
-weights of another kind (experts, recurrent layers) are left to torch. Rounding is to the nearest, without calibration:
-`deepseek.quantization` does better for weights of few bits, and what it made is taken as it is. Not here: the kernels.
+weights of another kind (experts, recurrent layers) are left to torch, and all of them where there is no compiler.
+Rounding is to the nearest, without calibration: `deepseek.quantization` does better for weights of few bits, and what
+it made is taken as it is. Not here: the kernels.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from deepseek.nn import row_products
 from deepseek.nn.int4_linear import Int4Linear
 from deepseek.nn.int8_embedding import Int8Embedding
 from deepseek.nn.int8_linear import Int8Linear
@@ -30,14 +32,14 @@ def prepare_weights(model: nn.Module, form: WeightForm = "auto") -> nn.Module:
     "auto" loses nothing: bf16 for weights that are bf16 numbers, fp32 for others. "int4" keeps what embeddings share
     with output layers in int8, and layers whose inputs 32 does not divide; an embedding of its own is bf16 then. Layers
     in int8 or 4 bits keep their numbers. Logits are fp32, and gradients are none. A model that was prepared stays as it
-    is. On other devices than the CPU and in models of other layers, fp32 and bf16 change the number format, int8 and
-    int4 the linear layers.
+    is. On other devices than the CPU, in models of other layers and without a compiler, fp32 and bf16 change the number
+    format, int8 and int4 the linear layers.
     """
     model.eval()
     if any(isinstance(module, RowLinear) for module in model.modules()):
         return model
     device = next(iter(model.state_dict().values())).device
-    if device.type != "cpu" or not _only_known_layers(model):
+    if device.type != "cpu" or not _only_known_layers(model) or row_products.library() is None:
         return _left_to_torch(model, form)
     swap = _Swap(model, _lossless(model) if form == "auto" else form)
     _replace(model, swap.layer)
