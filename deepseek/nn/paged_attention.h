@@ -1,9 +1,9 @@
 // Attention of a step's new tokens to keys and values that lie in pages, and writing those: for many texts at once.
 //
-// Each query is treated alike whatever else is in the step: scores of all its keys, softmax over them, then the weighted
-// values, each sum in the order of the text. So an answer does not depend on the other texts, nor on how a prompt was cut
-// into pieces. Source of the pages: Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
-// PagedAttention", arXiv:2309.06180. Not here: products with weights (row_tiles.h).
+// Each query is treated alike whatever else is in the step: scores of all its keys, softmax over them, then the
+// weighted values, each sum in the order of the text. So an answer does not depend on the other texts, nor on how a
+// prompt was cut into pieces. Source of the pages: Kwon et al. 2023, "Efficient Memory Management for Large Language
+// Model Serving with PagedAttention", arXiv:2309.06180. Not here: products with weights (row_tiles.h).
 
 #pragma once
 
@@ -55,7 +55,8 @@ struct Row {  // one head of one new token
 // call `use(position, place)` for every `step`th of the first `count` positions of each page of a text, in order; what
 // the next head has there, which the next task reads, is asked for
 template <class T, class Use>
-inline void walk(const Attention& call, const Pages& pages, const int32_t* table, int64_t head, int64_t count, int step, Use use) {
+inline void walk(const Attention& call, const Pages& pages, const int32_t* table, int64_t head, int64_t count, int step,
+                 Use use) {
     for (int64_t first = 0; first < count; first += call.block_size) {
         const T* place = static_cast<const T*>(pages.data) + *table++ * pages.page + head * pages.head;
         const int64_t end = std::min(first + call.block_size, count);
@@ -144,7 +145,8 @@ void attend(const Attention& call, const Row* rows, const int32_t* table, int64_
 // the heads that share one head of keys, of some tokens of one sequence
 template <class T>
 void task(const Attention& call, int64_t text, int64_t head, int64_t first, int64_t last) {
-    const int64_t group = call.heads / call.kv_heads, end = call.texts->starts[text + 1], length = call.texts->lengths[text];
+    const int64_t group = call.heads / call.kv_heads;
+    const int64_t end = call.texts->starts[text + 1], length = call.texts->lengths[text];
     const int64_t room = (length + 15) / 16 * 16;
     const int32_t* table = call.texts->block_table + text * call.texts->max_blocks;
     thread_local std::vector<float> held;
@@ -195,9 +197,11 @@ void write(const Attention& call, const Rows& from, const Pages& pages, int64_t 
 
 inline void write_all(const Attention& call, std::atomic<int64_t>& taken) {
     const int64_t tokens = call.texts->starts[call.texts->count];
-    for (int64_t t; (t = taken++) < tokens;)
-        for (auto [rows, pages] : {std::make_pair(&call.new_keys, &call.keys), std::make_pair(&call.new_values, &call.values)})
-            if (rows->data) (call.bf16 ? write<uint16_t> : write<float>)(call, *rows, *pages, t);
+    auto put_row = call.bf16 ? write<uint16_t> : write<float>;
+    for (int64_t t; (t = taken++) < tokens;) {
+        if (call.new_keys.data) put_row(call, call.new_keys, call.keys, t);
+        if (call.new_values.data) put_row(call, call.new_values, call.values, t);
+    }
 }
 
 }  // namespace

@@ -105,7 +105,8 @@ void product(const Step& step, const uint8_t* prepared, int64_t slice, int64_t r
     }
 }
 
-// halves of each head turned in place: `in` values a row, heads of width `out`; cosines in norm_weight, sines in norm_bias
+// halves of each head turned in place: `in` values a row, heads of width `out`; cosines in norm_weight, sines in
+// norm_bias
 void rotate(const Step& step, int64_t row) {
     int64_t half = step.out / 2;
     const float *cosine = step.norm_weight + row * half, *sine = step.norm_bias + row * half;
@@ -134,7 +135,8 @@ typedef std::atomic<int64_t> Counter;
 
 void run_step(const Step& step, uint8_t* prepared, int64_t slice, int64_t rows, Counter& first, Counter& second) {
     if (step.kind == ROTATION || step.kind == LOOKUP) {
-        for (int64_t row; (row = first++) < rows;) step.kind == LOOKUP ? look_up(step, slice + row) : rotate(step, slice + row);
+        auto run = step.kind == LOOKUP ? look_up : rotate;
+        for (int64_t row; (row = first++) < rows;) run(step, slice + row);
     } else if (step.kind == ATTENTION) {
         write_all(*step.attention, first);
 #pragma omp barrier
@@ -153,7 +155,8 @@ void run_step(const Step& step, uint8_t* prepared, int64_t slice, int64_t rows, 
 void run_slice(const Step* steps, int64_t count, int64_t slice, int64_t rows, int64_t threads) {
     thread_local std::vector<uint8_t> held;
     size_t most = 0;
-    for (int64_t i = 0; i < count; i++) most = std::max(most, size_t(rows * prepared_bytes(steps[i].form, steps[i].in)));
+    for (int64_t i = 0; i < count; i++)
+        most = std::max(most, size_t(rows * prepared_bytes(steps[i].form, steps[i].in)));
     if (held.size() < most + 64) held.resize(most + 64);
     uint8_t* prepared = held.data() + (64 - reinterpret_cast<uintptr_t>(held.data()) % 64) % 64;
     std::vector<Counter> taken(size_t(2 * count));
@@ -170,7 +173,8 @@ void run_slice(const Step* steps, int64_t count, int64_t slice, int64_t rows, in
 extern "C" void row_chain(const Step* steps, int64_t count, int64_t rows, int64_t threads) {
     bool whole = std::any_of(steps, steps + count, [](const Step& step) { return step.kind == ATTENTION; });
     const int64_t most = whole ? rows : SLICE;
-    for (int64_t slice = 0; slice < rows; slice += most) run_slice(steps, count, slice, std::min(most, rows - slice), threads);
+    for (int64_t slice = 0; slice < rows; slice += most)
+        run_slice(steps, count, slice, std::min(most, rows - slice), threads);
 }
 
 extern "C" int64_t row_products_form() {  // 3: AVX-512 with bf16 and VNNI products, 2: AVX-512, 1: plain

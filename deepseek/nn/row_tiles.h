@@ -1,7 +1,7 @@
 // Rows made ready for products, and the products of up to 12 of them with a panel of 32 channels.
 //
-// Weights lie in panels: for each pair (bfloat16), four (int8) or one (float32) of the inputs in order stand the numbers
-// of 32 channels side by side, so that a panel is read from its beginning to its end and a sum never crosses lanes.
+// Weights lie in panels: for each pair (bfloat16), four (int8) or one (float32) of the inputs in order, the numbers of
+// 32 channels stand side by side, so that a panel is read from its beginning to its end and no sum crosses lanes.
 // int8 weights are kept 128 higher, without sign. 4 bits: for 32 inputs 4 times 32 channels of 4 bytes; the byte j of
 // the time q has the level of input 4 q + j in its low half and that of 16 + 4 q + j in its high half.
 //
@@ -38,7 +38,8 @@ struct Panel {  // zero_point: levels that mean zero, null for 8
 
 inline int64_t prepared_bytes(int64_t form, int64_t in) {
     int64_t wide = padded(in);
-    return form == INT4 ? wide / GROUP * GROUP_BYTES : form == INT8 ? 2 * wide + 32 : form == FP32 ? wide * 4 : wide * 2;
+    if (form == INT4) return wide / GROUP * GROUP_BYTES;
+    return form == INT8 ? 2 * wide + 32 : form == FP32 ? wide * 4 : wide * 2;
 }
 
 // the largest magnitude of `count` values, a multiple of 16; NaN if one of them is not finite

@@ -28,7 +28,8 @@ from deepseek.serve.monitoring.tracing import Tracing
 from deepseek.serve.monitoring.watch import Watches
 from deepseek.serve.options import Models, ServerOptions
 from deepseek.serve.rest.app import create_app
-from deepseek.serve.rest.gateway import Guard, route_of
+from deepseek.serve.rest.gateway import Guard
+from deepseek.serve.rest.paths import route_of
 from deepseek.serve.rest.protocol import limited_protocol
 from deepseek.serve.service import Service
 from deepseek.serve.sockets import address_error, address_of, bind, url_of

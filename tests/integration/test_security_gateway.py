@@ -20,7 +20,8 @@ from deepseek.serve import BackgroundServer, Service, create_app
 from deepseek.serve.monitoring.metrics import NoMetrics
 from deepseek.serve.options import Safety, ServerLimits
 from deepseek.serve.rest import protocol
-from deepseek.serve.rest.gateway import OPEN_ROUTES, Gateway, Guard, hosts_for, route_of
+from deepseek.serve.rest.gateway import Gateway, Guard, hosts_for
+from deepseek.serve.rest.paths import OPEN_ROUTES, route_of
 from deepseek.serve.security.keys import KeyRing, new_key
 from tests.fake_serving import FakeModel
 

@@ -146,3 +146,11 @@ except ModuleNotFoundError as error:
     print(error.name)
 """
     assert run_fresh(program).stdout.split() == [ds.__version__, "deepseek.nosuch"]
+
+
+def test_what_tells_another_host_of_an_import_is_kept_out():
+    code = (
+        "import sys; from deepseek.lazy import require; require('json', 'export'); "
+        "assert sys.modules['openvino_telemetry'] is None"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from deepseek.serve import Service, create_app
 from deepseek.serve.monitoring.tracing import Tracing, TracingOptions, record
-from deepseek.serve.rest.gateway import route_of
+from deepseek.serve.rest.paths import route_of
 from tests.fake_serving import FakeModel
 from tests.fake_tensor import FakeTensorModel
 

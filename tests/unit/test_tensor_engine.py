@@ -120,6 +120,32 @@ def test_when_overload_begins_those_who_wait_are_refused_and_an_idle_server_take
     assert engine.stats().finished == 1
 
 
+def test_the_gate_counts_whom_it_turns_away_and_opens_when_the_model_is_idle_again():
+    now = [0.0]
+    model = Model()
+    model.seconds = {1: 1.0}
+    engine = TensorEngine(model, TensorLimits(max_queue=1000), clock=lambda: now[0])
+    engine.gate()
+    found = []
+    while not engine._admission.overloaded:
+        now[0] += 0.01
+        engine.submit(rows(1), found.append)
+    engine._take(0, wait=False)
+    before = engine.stats().refused
+    for _ in range(500):
+        now[0] += 0.0005
+        with pytest.raises(RequestError, match="too many requests") as caught:
+            engine.gate()
+        assert caught.value.status == 429
+        assert caught.value.retry_after >= 1
+    assert engine.stats().refused == before + 500
+    assert engine._admission.overloaded
+    engine._running.clear()
+    now[0] += 20.0
+    engine.gate()
+    assert engine.stats().refused == before + 500
+
+
 def test_who_waited_beyond_the_deadline_gets_504_and_is_not_run():
     now = [0.0]
     model = Model()

@@ -19,10 +19,11 @@ from deepseek.serve.page.routes import Page
 from deepseek.serve.rest.answer import Helpers
 from deepseek.serve.rest.conversation import Sessions
 from deepseek.serve.rest.dispatch import Dispatcher
-from deepseek.serve.rest.gateway import KNOWN_ROUTES, Gateway, Guard
+from deepseek.serve.rest.gateway import Gateway, Guard
 from deepseek.serve.rest.generate import Generate, generate
 from deepseek.serve.rest.kserve import KServe
 from deepseek.serve.rest.openai import OpenAI
+from deepseek.serve.rest.paths import KNOWN_ROUTES
 from deepseek.serve.rest.predict import Forms, Predict
 from deepseek.serve.rest.probes import Probes
 from deepseek.serve.rest.reply import ErrorReply, error_reply

@@ -16,10 +16,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
-import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from deepseek.serve.rest import protocol
 from deepseek.serve.rest.begun import Begun
 from deepseek.serve.rest.body import WHOLE_BODY
 from deepseek.serve.rest.exchange import Exchange
@@ -27,7 +23,11 @@ from deepseek.serve.rest.exchange import Exchange
 if TYPE_CHECKING:
     from asyncio.events import TimerHandle
 
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as _Base
+
     from deepseek.serve.rest.reply import Reply
+else:
+    _Base = object
 
 
 class _Known(NamedTuple):
@@ -38,10 +38,15 @@ class _Known(NamedTuple):
     scope: Any
 
 
-class Connection(HttpToolsProtocol):
-    """The protocol class for uvicorn; see `protocol.limited_protocol`."""
+class Connection(_Base):
+    """What `protocol.limited_protocol` puts before uvicorn's protocol class."""
 
-    max_connections = 65536
+    max_connections: int
+    head_limit: int
+    head_seconds: float
+    write_seconds: float
+    exchange: type[Exchange]
+    parse_url: Callable[[bytes], Any]
     _head_bytes = 0
     _raw_bytes = 0
     _in_head = True
@@ -72,7 +77,7 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         """Begin to count the time in which the client takes nothing."""
-        self._stalled = self.loop.call_later(protocol.WRITE_SECONDS, self.transport.abort)
+        self._stalled = self.loop.call_later(self.write_seconds, self.transport.abort)
         super().pause_writing()
 
     def resume_writing(self) -> None:
@@ -86,14 +91,13 @@ class Connection(HttpToolsProtocol):
         if known is not None and len(data) == known.size and data.startswith(known.head) and self._is_idle():
             self._due = None
             scope = {**known.scope, "state": self.app_state.copy(), WHOLE_BODY: data[len(known.head) :]}
-            self.cycle = held = Exchange(self, scope, keep_alive=True)
+            self.cycle = held = self.exchange(self, scope, keep_alive=True)
             held.more_body = False
             self._answer_at_once(held)
             return
         super().data_received(data)
-        held = self._held
-        if held is not None:
-            self._held = None
+        if self._held is not None:
+            held, self._held = self._held, None
             if held.more_body or self.transport.is_closing():
                 self._start_asgi_task(held, self.app)
             else:
@@ -101,7 +105,7 @@ class Connection(HttpToolsProtocol):
                 self._answer_at_once(held)
         if self._in_head and not self.transport.is_closing():
             self._raw_bytes += len(data)  # httptools keeps an unfinished header to itself: count what came in
-            if self._raw_bytes > protocol.HEAD_LIMIT:
+            if self._raw_bytes > self.head_limit:
                 self._refuse(http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             elif not self._late_head and (self.cycle is None or self.cycle.response_complete):
                 self._wait_for_head()
@@ -121,13 +125,13 @@ class Connection(HttpToolsProtocol):
         """Take a piece of the request's target."""
         self.url += url
         self._head_bytes += len(url)
-        if self._head_bytes > protocol.HEAD_LIMIT:
+        if self._head_bytes > self.head_limit:
             self._end(http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
         self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > protocol.HEAD_LIMIT:
+        if self._head_bytes > self.head_limit:
             self._end(http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
@@ -140,7 +144,7 @@ class Connection(HttpToolsProtocol):
         self._due = None
         parser = self.parser
         version = parser.get_http_version()
-        url = httptools.parse_url(self.url)
+        url = self.parse_url(self.url)
         raw_path = url.path
         path = raw_path.decode("ascii")
         scope: Any = {
@@ -162,7 +166,7 @@ class Connection(HttpToolsProtocol):
         if parser.should_upgrade() and self._should_upgrade():
             return
         before: Any = self.cycle
-        self.cycle = Exchange(self, scope, keep_alive=version != "1.0" and parser.should_keep_alive())
+        self.cycle = self.exchange(self, scope, keep_alive=version != "1.0" and parser.should_keep_alive())
         if before is not None and not before.response_complete:  # sent before the answer to the one before it
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
@@ -199,8 +203,8 @@ class Connection(HttpToolsProtocol):
         begun: Begun[Reply] = context.run(Begun, self._whole(exchange.scope, exchange.receive))
         if not begun.done or not exchange.write(begun.result):
 
-            async def rest(*_: Any) -> None:
-                await (await begun)(exchange.scope, exchange.receive, exchange.send)
+            async def rest(scope: Any, receive: Any, send: Any) -> None:
+                await (await begun)(scope, receive, send)
 
             task = self.loop.create_task(exchange.run_asgi(rest), context=context)
             task.add_done_callback(self.tasks.discard)
@@ -216,7 +220,7 @@ class Connection(HttpToolsProtocol):
 
     def _wait_for_head(self) -> None:
         self._late_head = True
-        self._wait(protocol.HEAD_SECONDS)
+        self._wait(self.head_seconds)
 
     def _wait(self, seconds: float) -> None:
         """Have `_ring` called after a time; a timer that rings before it is left as it is."""

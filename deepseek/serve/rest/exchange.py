@@ -8,22 +8,26 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
-
 if TYPE_CHECKING:
-    from deepseek.serve.rest.connection import Connection
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle as _Base
+
     from deepseek.serve.rest.reply import Reply
+else:
+    _Base = object
+
 
 _CONTROLS = bytes(byte for byte in (*range(32), 127) if byte not in b"\t\r\n")
 _SPECIAL = frozenset({b"connection", b"transfer-encoding"})
 
 
-class Exchange(RequestResponseCycle):
-    """A cycle of a `Connection`."""
+class Exchange(_Base):
+    """What `protocol.limited_protocol` puts before uvicorn's class of a cycle; for a `Connection`."""
+
+    status_lines: dict[int, bytes]
 
     _begun: Any = None
 
-    def __init__(self, connection: Connection, scope: Any, *, keep_alive: bool) -> None:
+    def __init__(self, connection: Any, scope: Any, *, keep_alive: bool) -> None:
         super().__init__(
             scope,
             connection.transport,
@@ -70,7 +74,7 @@ class Exchange(RequestResponseCycle):
         """Write a whole answer; False where there is something special about it."""
         if self.disconnected or self.flow.write_paused:
             return False
-        lines = [STATUS_LINE[status]]
+        lines = [self.status_lines[status]]
         headers = [*self.default_headers, *own]
         for name, value in headers:
             if name in _SPECIAL or (name == b"content-length" and value != b"%d" % len(body)):

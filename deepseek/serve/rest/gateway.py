@@ -3,7 +3,7 @@
 A browser page elsewhere can't use a server on this machine: with a loopback address only loopback names are taken as
 Host (DNS rebinding), what changes something or opens a websocket must not come from another page's Origin, and there
 are no CORS headers. The order is cheapest first, and nothing is told to whom a check has turned away. All of it holds
-for every route and for websockets. Not here: routes.
+for every route and for websockets. Not here: routes, and which paths there are (see `paths`).
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ import ipaddress
 import logging
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Collection, Iterator
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepseek.errors import RequestError
 from deepseek.serve.monitoring.metrics import Metrics
-from deepseek.serve.page.files import OPEN_PATHS
 from deepseek.serve.rest.answer import internal_error
 from deepseek.serve.rest.dispatch import Dispatcher
+from deepseek.serve.rest.paths import OPEN_ROUTES, PATH_LIMIT, is_plain, route_of
 from deepseek.serve.rest.reply import Reply, error_reply, json_reply
 from deepseek.serve.security.audit import FIELDS, AuditLog
 from deepseek.serve.security.keys import KeyRing
@@ -36,34 +34,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("deepseek.serve")
 
-OPEN_ROUTES = frozenset({"/health", "/ready", "/v2/health/live", "/v2/health/ready"}) | OPEN_PATHS
-"""Routes that need no API key: the page's files and the probes. They tell nothing of the models' answers."""
-KNOWN_ROUTES = OPEN_ROUTES | {
-    "/metrics",
-    "/openapi.json",
-    "/page/model",
-    "/page/models",
-    "/page/numbers",
-    "/v1/audio/stream",
-    "/v1/models",
-    "/v1/completions",
-    "/v1/chat/completions",
-    "/v1/embeddings",
-    "/v2",
-    "/v2/repository/index",
-}
-PATH_LIMIT = 1024
-"""Characters of the longest path that can be a route's."""
 KEY_PROTOCOL = "key."
 """A browser can't set a websocket's headers: it offers the subprotocol `key.` + base64url(key) beside its own."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_BAD_PATH = re.compile(r"(?:^|/)\.\.?(?:/|$)|//|[\\\x00-\x1f\x7f-\x9f]")
-_HIDDEN = re.compile(rb"%(?:2f|5c|25)", re.IGNORECASE)  # a slash, a backslash, a second round of encoding
-_NAMED = re.compile(
-    r"/v1/models/[^/:]+(?P<v1>/versions/[^/:]+)?(?P<verb>:predict)?"
-    r"|/v2/(?P<repository>repository/)?models/[^/]+(?P<v2>/versions/[^/]+)?(?P<part>/(?:ready|infer|generate|generate_stream|load|unload))?"
-)
 
 
 class Guard(NamedTuple):
@@ -231,7 +205,7 @@ class Gateway:
         if path not in OPEN_ROUTES:
             if guard.keys is not None or guard.limiter is not None:
                 entry.holder = self._check_client(scope, scope["state"], authorization, protocols)
-            if len(path) > PATH_LIMIT or not _is_plain(path, (scope.get("raw_path") or b"")[: 3 * PATH_LIMIT + 1]):
+            if len(path) > PATH_LIMIT or not is_plain(path, (scope.get("raw_path") or b"")[: 3 * PATH_LIMIT + 1]):
                 raise RequestError("there is no such path here", status=404)
 
     def _check_host(self, host: bytes, hosts: frozenset[str]) -> None:
@@ -304,32 +278,11 @@ class Gateway:
         audit.write(record)
 
 
-@lru_cache(maxsize=1024)
-def route_of(path: str) -> str:
-    """Return a label of few values for a path: paths are the client's choice."""
-    if path in KNOWN_ROUTES:
-        return path
-    match = _NAMED.fullmatch(path)
-    if match is None:
-        return "other"
-    if path.startswith("/v1/"):
-        version, verb = match["v1"], match["verb"] or ""
-        return f"/v1/models/{{name}}{'/versions/{version}' if version else ''}{verb}"
-    version, part = match["v2"], match["part"] or ""
-    return f"/v2/{match['repository'] or ''}models/{{name}}{'/versions/{version}' if version else ''}{part}"
-
-
 def _request_ids() -> Iterator[str]:
     """Yield ids of 128 random bits, from a generator of its own: they name requests, they guard nothing."""
     bits = random.Random(os.urandom(32)).getrandbits
     while True:
         yield f"{bits(128):032x}"
-
-
-@lru_cache(maxsize=1024)
-def _is_plain(path: str, raw_path: bytes) -> bool:
-    """Return whether a path means the same to every reader (RFC 3986, section 6.2.2)."""
-    return not (len(raw_path) > 3 * PATH_LIMIT or _BAD_PATH.search(path) or _HIDDEN.search(raw_path))
 
 
 def _key_among(protocols: bytes) -> bytes:

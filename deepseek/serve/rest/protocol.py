@@ -24,8 +24,20 @@ WRITE_SECONDS = 60.0
 
 def limited_protocol(max_connections: int = 65536) -> type[asyncio.Protocol]:
     """Return the protocol class for `uvicorn.Config(http=...)`. Raises MissingExtraError."""
-    require("httptools", "serve")
+    httptools = require("httptools", "serve")
     require("uvicorn", "serve")
-    from deepseek.serve.rest.connection import Connection
+    from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-    return type("LimitedConnection", (Connection,), {"max_connections": max_connections})
+    from deepseek.serve.rest.connection import Connection
+    from deepseek.serve.rest.exchange import Exchange
+
+    exchange = type("WholeExchange", (Exchange, RequestResponseCycle), {"status_lines": STATUS_LINE})
+    settings = {
+        "max_connections": max_connections,
+        "head_limit": HEAD_LIMIT,
+        "head_seconds": HEAD_SECONDS,
+        "write_seconds": WRITE_SECONDS,
+        "exchange": exchange,
+        "parse_url": staticmethod(httptools.parse_url),
+    }
+    return type("LimitedConnection", (Connection, HttpToolsProtocol), settings)

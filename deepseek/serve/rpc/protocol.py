@@ -6,14 +6,11 @@ Not here: keys and rates (see `calls`). Source: gRPC's status codes, https://grp
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from deepseek.errors import RequestError
-from deepseek.lazy import require
-
-require("grpc_health", "serve")  # it brings protobuf
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # noqa: E402
 
 Write = Callable[[bytes], Awaitable[None]]
 _CODES = {
@@ -44,11 +41,19 @@ def parse(message_class: Any, raw: bytes) -> Any:
     """Return `raw` as a message. Raises RequestError (400) for bytes that are none."""
     try:
         return message_class.FromString(raw)
-    except (DecodeError, UnicodeDecodeError):
+    except _unreadable():
         name = message_class.DESCRIPTOR.full_name
         raise RequestError(
             f"the message is not a {name}", wanted="the protocol's field types, texts in UTF-8"
         ) from None
+
+
+@functools.cache
+def _unreadable() -> tuple[type[Exception], ...]:
+    """Return what is raised for bytes that are no message."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    return DecodeError, UnicodeDecodeError
 
 
 async def received(messages: AsyncIterator[bytes], idle_seconds: float) -> AsyncIterator[bytes]:
