@@ -26,15 +26,17 @@ _BATCHES = 64
 _NORMAL = "normal"
 
 
-def profile_of(model: nn.Module, data: SampleData) -> dict[str, Any]:
-    """Return the profile of a run's training data and of the model's answers to some of them."""
+def profile_of(model: nn.Module, data: SampleData) -> dict[str, Any] | None:
+    """Return the profile of a run's training data and of the model's answers to some of them; None where its samples
+    have none of the model's inputs (noise is made up for a diffusion model).
+    """
     with data.plain:
         batches = list(take(data.plain, _BATCHES))
     inputs = [dict(_inputs(model, batch)) for batch in batches]
     outputs = _outputs(model, batches)
     columns = next((stage for stage in data.pipeline.steps if isinstance(stage, TableColumns)), None)
     if columns is None:
-        return make_profile(inputs, outputs)
+        return make_profile(inputs, outputs) if any(inputs) else None
     source = data.plain.reader
     samples = [source.read(place) for place in range(0, len(source), max(1, -(-len(source) // MOST_ROWS)))]
     names = [*(columns.numeric or ()), *(columns.categorical or ())]

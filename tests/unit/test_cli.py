@@ -37,7 +37,7 @@ def program(monkeypatch, capsys, tmp_path):
 
 
 def test_the_commands_are_those_of_the_road():
-    road = {"quickstart", "run", "new", "train", "compress", "evaluate", "export", "serve"}
+    road = {"quickstart", "run", "new", "train", "compress", "evaluate", "export", "serve", "deploy"}
     assert set(COMMANDS) == road | {"cook", "models", "explain", "check-env", "estimate", "verify", "verify-trainer"}
 
 

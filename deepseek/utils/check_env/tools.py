@@ -8,7 +8,21 @@ from deepseek.utils.check_env.finding import Finding, ok, warning
 from deepseek.utils.check_env.machine import Machine
 
 EXTRAS = {
-    "serve": ("starlette", "uvicorn", "httptools", "uvloop", "prometheus-client"),
+    "serve": (
+        "starlette",
+        "uvicorn",
+        "httptools",
+        "uvloop",
+        "prometheus-client",
+        "grpcio",
+        "grpcio-health-checking",
+        "grpcio-reflection",
+        "redis",
+        "websockets",
+        "llguidance",
+        "orjson",
+    ),
+    "tracing": ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
     "export": ("onnx", "onnxscript", "onnxruntime", "openvino"),
     "compress": ("torch-pruning",),
     "report": ("matplotlib",),
