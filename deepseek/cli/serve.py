@@ -144,8 +144,14 @@ _Drain = Annotated[
     float, _option("--drain", help="Seconds that running requests may go on after SIGTERM.", panel=_RUN, min=0)
 ]
 _CacheMb = Annotated[
-    int,
-    _option("--cache-mb", help="Memory for answers that are asked for again; 0 keeps none.", panel=_LIMITS, min=0),
+    int | None,
+    _option(
+        "--cache-mb",
+        help="Memory for answers that are asked for again; 0 keeps none.",
+        panel=_LIMITS,
+        min=0,
+        show_default="0, with Redis 64",
+    ),
 ]
 _RedisUrl = Annotated[
     str | None,
@@ -190,7 +196,7 @@ def serve_command(
     spare: _Spare = True,
     watch: _Watch = False,
     drain: _Drain = 20.0,
-    cache_mb: _CacheMb = 0,
+    cache_mb: _CacheMb = None,
     redis_url: _RedisUrl = None,
     trace: _Trace = None,
 ) -> None:
@@ -238,7 +244,7 @@ def serve_command(
         allow_admin=allow_admin,
         spare=spare,
         limits=ServerLimits(**limits),
-        state=StateOptions(cache_bytes=cache_mb << 20, redis_url=redis_url or None),
+        state=StateOptions(cache_bytes=None if cache_mb is None else cache_mb << 20, redis_url=redis_url or None),
         tracing=TracingOptions(endpoint=trace) if trace else None,
         safety=safety,
     )

@@ -5,7 +5,6 @@ Not here: loading, replacing and unloading them (see `service`).
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
@@ -169,5 +168,7 @@ class Registry:
     ) -> None:
         _LOG.info("model '%s' version %s: %s", name, version, kind)
         for watcher in self._watchers:
-            with contextlib.suppress(Exception):
+            try:
                 watcher(Change(kind, name, version))
+            except Exception:  # who watches must not hold up who serves
+                _LOG.exception("a watcher failed on '%s' of the model '%s'", kind, name)

@@ -206,6 +206,10 @@ def test_answers_of_the_server_come_from_the_cache_the_third_time():
 def test_what_is_switched_off_is_not_there():
     state = build_state(StateOptions(cache_bytes=0, session_bytes=0))
     assert (state.cache, state.sessions, state.links) == (None, None, ())
+    assert build_state(StateOptions()).cache is None
+    shared = StateOptions(redis_url="redis://127.0.0.1:1/0")
+    assert build_state(shared).cache is not None  # who names a Redis wants answers kept there
+    assert build_state(shared.replace(cache_bytes=0)).cache is None
     with pytest.raises(ConfigError, match="address of Redis"):
         build_state(StateOptions(redis_url="http://secret@host", cache_bytes=1))
     assert "secret" not in repr(StateOptions(redis_url="redis://:secret@host"))

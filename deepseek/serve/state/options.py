@@ -16,13 +16,15 @@ from deepseek.serve.state.sessions import SessionKeeper
 
 _SESSION_CALL_SECONDS = 0.25
 """A session is worth waiting for a little longer than a cached answer."""
+_BESIDE_REDIS = 64 << 20
 
 
 class StateOptions(Config):
     """What a server keeps between requests."""
 
-    cache_bytes: int = Field(0, ge=0)
-    """Memory for answers that are asked for again; 0, the default, keeps none and spares each request the look-up."""
+    cache_bytes: int | None = Field(None, ge=0)
+    """Memory for answers that are asked for again; 0 keeps none and spares each request the look-up. Unset: 0, and with
+    Redis 64 MiB."""
     cache_seconds: float = Field(3600.0, gt=0, le=30 * 86_400)
     """How long an answer is kept."""
     session_bytes: int = Field(64 << 20, ge=0)
@@ -61,12 +63,13 @@ def build_state(options: StateOptions) -> State:
     """Return what `options` ask for. Raises MissingExtraError without Redis' client where it is to be used."""
     url, links = options.redis_url, list[RedisLink]()
     cache = sessions = None
-    if options.cache_bytes:
+    cache_bytes = options.cache_bytes if options.cache_bytes is not None else _BESIDE_REDIS if url is not None else 0
+    if cache_bytes:
         remote = None
         if url is not None:
             links.append(RedisLink(url, seconds=options.redis_ms / 1000))
             remote = RedisCache(links[-1], options.cache_seconds)
-        cache = AnswerCache(LruCache(options.cache_bytes, options.cache_seconds), remote)
+        cache = AnswerCache(LruCache(cache_bytes, options.cache_seconds), remote)
     if options.session_bytes:
         store = None
         if url is not None:
