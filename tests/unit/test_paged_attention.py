@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import tempfile
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,32 +9,16 @@ from torch import Tensor
 from deepseek.errors import ModelError
 from deepseek.nn import native_build, paged_attention
 from deepseek.nn.paged_attention import write_pages
+from tests.native_ways import WAYS, take
 
 LENGTHS = ((7, 7), (33, 1), (1, 1), (50, 18))
 """Keys of each text, and how many of them are new."""
 
 
-@pytest.fixture(params=["kernel", "plain C++", "torch"])
+@pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The kernel for this processor, the one for any other, and none."""
-    if request.param == "kernel" and paged_attention.library() is None:
-        pytest.skip("no compiler")
-    if request.param == "plain C++":
-        monkeypatch.setattr(paged_attention, "library", _plain)
-    if request.param == "torch":
-        monkeypatch.setattr(paged_attention, "library", lambda: None)
-    return str(request.param)
-
-
-@functools.cache
-def _plain() -> Any:
-    source = Path(paged_attention.__file__).with_suffix(".cpp")
-    flags = tuple(flag for flag in native_build._COMMON if not flag.startswith("-march"))
-    compiler = native_build.find_compiler()
-    if compiler is None:
-        pytest.skip("no compiler")
-    with tempfile.TemporaryDirectory() as folder:  # a loaded library lives on without its file
-        return native_build._built(source, Path(folder) / "plain.so", compiler, flags)
+    return take(request.param, paged_attention, monkeypatch)
 
 
 class Texts:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from deepseek.nn.row_linear import RowEmbedding, RowLinear
 from deepseek.nn.row_products import LookUp, Multiply, Rotate, RowChain, RowNorm
 from deepseek.nn.row_weight import RowForm, RowWeight
 from deepseek.serve.text.weights import prepare_weights
+from tests.native_ways import WAYS, take
 
 FORMS: tuple[RowForm, ...] = ("fp32", "bf16", "int8", "int4")
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3, "int8": 1e-4, "int4": 1e-2}
@@ -48,27 +47,10 @@ def gap(found: Tensor, reference: Tensor) -> float:
     return float((found.double() - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
 
 
-@pytest.fixture(params=["kernel", "plain C++", "torch"])
+@pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The kernel for this processor, the one for any other, and none."""
-    if request.param == "kernel" and row_products.library() is None:
-        pytest.skip(row_products.describe_kernel())
-    if request.param == "plain C++":
-        monkeypatch.setattr(row_products, "library", _plain)
-    if request.param == "torch":
-        monkeypatch.setattr(row_products, "library", lambda: None)
-    return str(request.param)
-
-
-@functools.cache
-def _plain() -> Any:
-    source = Path(row_products.__file__).with_suffix(".cpp")
-    flags = tuple(flag for flag in native_build._COMMON if not flag.startswith("-march"))
-    compiler = native_build.find_compiler()
-    if compiler is None:
-        pytest.skip("no compiler")
-    with tempfile.TemporaryDirectory() as folder:  # a loaded library lives on without its file
-        return native_build._built(source, Path(folder) / "plain.so", compiler, flags)
+    return take(request.param, row_products, monkeypatch)
 
 
 @pytest.mark.parametrize("form", FORMS)
