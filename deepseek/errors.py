@@ -130,11 +130,17 @@ class RequestError(DeepSeekError, ValueError):
 
 
 class MissingExtraError(DeepSeekError, ImportError):
-    """An optional stack is not installed; the message is the install line."""
+    """An optional stack is not installed; the message is the install line.
 
-    def __init__(self, package: str, extra: str) -> None:
+    `extra` is None for a package that no extra of ours brings.
+    """
+
+    def __init__(self, package: str, extra: str | None) -> None:
         self.package = package
         self.extra = extra
+        if extra is None:
+            super().__init__(f"'{package}' is not installed", fix=f"pip install {package}")
+            return
         super().__init__(
             f"'{package}' is not installed; it comes with the extra [{extra}]",
             fix=f"pip install 'deepseek-framework[{extra}]'",

@@ -29,8 +29,11 @@ _KEPT_OUT = ("openvino_telemetry",)
 """Packages that send to another host that a package was imported, by a process that they fork for it."""
 
 
-def require(package: str, extra: str) -> Any:
-    """Import an optional package, or raise MissingExtraError with its install line."""
+def require(package: str, extra: str | None) -> Any:
+    """Import an optional package, or raise MissingExtraError with its install line.
+
+    `extra` is None for a package that no extra of ours brings.
+    """
     for name in _KEPT_OUT:
         sys.modules.setdefault(name, cast(Any, None))  # its import fails, which those who import it provide for
     try:

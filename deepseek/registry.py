@@ -62,12 +62,14 @@ PRETRAINED: Mapping[str, str] = {
 
 STAGES: Mapping[str, str] = {
     "AddNoise": "deepseek.data.audio.noise:AddNoise",
+    "AddSilence": "deepseek.data.audio.silence:AddSilence",
     "CenterCrop": "deepseek.data.image.crop:CenterCrop",
     "Cepstra": "deepseek.data.audio.features:Cepstra",
     "ColorJitter": "deepseek.data.image.color:ColorJitter",
     "CutMix": "deepseek.data.image.mix:CutMix",
     "Deltas": "deepseek.data.audio.features:Deltas",
     "FeatureExtract": "deepseek.data.audio.features:FeatureExtract",
+    "GlobalMeanVarianceNorm": "deepseek.data.audio.global_norm:GlobalMeanVarianceNorm",
     "Grayscale": "deepseek.data.image.color:Grayscale",
     "HorizontalFlip": "deepseek.data.image.flip:HorizontalFlip",
     "Letterbox": "deepseek.data.image.resize:Letterbox",
@@ -94,6 +96,7 @@ STAGES: Mapping[str, str] = {
     "Tokenize": "deepseek.data.tokenize:Tokenize",
     "TrimSilence": "deepseek.data.audio.endpoint:TrimSilence",
     "VerticalFlip": "deepseek.data.image.flip:VerticalFlip",
+    "WhisperFeatures": "deepseek.data.audio.whisper_features:WhisperFeatures",
     "Window": "deepseek.data.volume.window:Window",
 }
 """The stages of a `deepseek.data.Pipeline`: the value of `name` of each in YAML."""

@@ -59,11 +59,12 @@ def pcm16(waveform: Tensor) -> bytes:
 
 
 def text_of(made: Bundle, waveform: Tensor, rate: int = RATE) -> str:
-    """Return the text of a whole recording: the bundle's pipeline, `forward` and the best path."""
+    """Return the text of a whole recording: the bundle's pipeline, `forward` and prefix-beam search."""
     from deepseek.tasks.build import build_task
 
     pipeline = made.pipeline()
     assert pipeline is not None
     sample = pipeline({"waveform": waveform, "sample_rate": rate, "text": "a"})
-    tokens = build_task("speech_recognition").predict(made.model, sample["input_features"][None])[0]
+    task = build_task({"name": "speech_recognition", "decoding": "beam", "beam_size": 8})
+    tokens = task.predict(made.model, sample["input_features"][None])[0]
     return "".join(ALPHABET[one - 1] for one in tokens if 1 <= one <= len(ALPHABET))

@@ -6,6 +6,7 @@ Not here: the servers (see `servers`).
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -19,8 +20,9 @@ CLIENT_CORE, SERVER_CORE = _CORES[0], _CORES[-1]
 
 
 def pin_client() -> None:
-    """Keep this process on the client's core."""
+    """Keep this process on the client's core, and its collector off: its pauses would count as the server's."""
     os.sched_setaffinity(0, {CLIENT_CORE})
+    gc.disable()
 
 
 class Server(NamedTuple):

@@ -108,6 +108,14 @@ _Weights = Annotated[
         panel=_RUN,
     ),
 ]
+_Engine = Annotated[
+    str,
+    _option(
+        "--engine",
+        help="What generates the answers of language models: own, vllm (CUDA, installed by yourself), or auto.",
+        panel=_RUN,
+    ),
+]
 _AllowAdmin = Annotated[
     bool,
     _option("--allow-admin", help="Let clients load and unload the models of --model_dir (KServe v2).", panel=_ACCESS),
@@ -191,6 +199,7 @@ def serve_command(
     max_connections: _MaxConnections = 512,
     device: _Device = "auto",
     weights: _Weights = "auto",
+    engine: _Engine = "auto",
     workers: _Workers = 1,
     supervise: _Supervise = False,
     spare: _Spare = True,
@@ -229,8 +238,7 @@ def serve_command(
         log_prompts=log_prompts,
         allow_url_hosts=tuple(allow_url_host or ()),
     )
-    limits: dict[str, Any] = {"max_active": max_active, "max_connections": max_connections, "weights": weights}
-    limits["drain_seconds"] = drain
+    limits: Any = dict(max_active=max_active, max_connections=max_connections, weights=weights, engine=engine)
     serve(
         paths,
         wish.host if host is None else host,
@@ -243,7 +251,7 @@ def serve_command(
         watch=watch,
         allow_admin=allow_admin,
         spare=spare,
-        limits=ServerLimits(**limits),
+        limits=ServerLimits(**limits, drain_seconds=drain),
         state=StateOptions(cache_bytes=None if cache_mb is None else cache_mb << 20, redis_url=redis_url or None),
         tracing=TracingOptions(endpoint=trace) if trace else None,
         safety=safety,

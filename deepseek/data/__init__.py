@@ -7,11 +7,14 @@ from deepseek.lazy import lazy_names
 if TYPE_CHECKING:
     from deepseek.data.audio.endpoint import TrimSilence
     from deepseek.data.audio.features import Cepstra, Deltas, FeatureExtract, LogMel, MeanVarianceNorm, PreEmphasis
+    from deepseek.data.audio.global_norm import GlobalMeanVarianceNorm
     from deepseek.data.audio.noise import AddNoise
     from deepseek.data.audio.resample import Resample
+    from deepseek.data.audio.silence import AddSilence
     from deepseek.data.audio.spec_augment import SpecAugment
     from deepseek.data.audio.spec_mix import SpecMix
     from deepseek.data.audio.speed import SpeedPerturb
+    from deepseek.data.audio.whisper_features import WhisperFeatures
     from deepseek.data.cooker.config import CookerConfig
     from deepseek.data.cooker.cooker import DataCooker
     from deepseek.data.corpus import python_corpus, write_python_corpus
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AddNoise",
+    "AddSilence",
     "BatchSource",
     "BatchStage",
     "CenterCrop",
@@ -65,6 +69,7 @@ __all__ = [
     "Document",
     "Domain",
     "FeatureExtract",
+    "GlobalMeanVarianceNorm",
     "Grayscale",
     "H5Dataset",
     "HorizontalFlip",
@@ -103,6 +108,7 @@ __all__ = [
     "Tokenizer",
     "TrimSilence",
     "VerticalFlip",
+    "WhisperFeatures",
     "Window",
     "build_token_cache",
     "collate",
@@ -117,6 +123,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "AddNoise": "deepseek.data.audio.noise:AddNoise",
+        "AddSilence": "deepseek.data.audio.silence:AddSilence",
         "BatchSource": "deepseek.data.loader:BatchSource",
         "BatchStage": "deepseek.data.pipeline.stage:BatchStage",
         "CenterCrop": "deepseek.data.image.crop:CenterCrop",
@@ -132,6 +139,7 @@ __getattr__, __dir__ = lazy_names(
         "Document": "deepseek.data.records:Document",
         "Domain": "deepseek.data.pipeline.stage:Domain",
         "FeatureExtract": "deepseek.data.audio.features:FeatureExtract",
+        "GlobalMeanVarianceNorm": "deepseek.data.audio.global_norm:GlobalMeanVarianceNorm",
         "Grayscale": "deepseek.data.image.color:Grayscale",
         "H5Dataset": "deepseek.data.loaders.h5_dataset:H5Dataset",
         "HorizontalFlip": "deepseek.data.image.flip:HorizontalFlip",
@@ -170,6 +178,7 @@ __getattr__, __dir__ = lazy_names(
         "Tokenizer": "deepseek.data.tokenizer:Tokenizer",
         "TrimSilence": "deepseek.data.audio.endpoint:TrimSilence",
         "VerticalFlip": "deepseek.data.image.flip:VerticalFlip",
+        "WhisperFeatures": "deepseek.data.audio.whisper_features:WhisperFeatures",
         "Window": "deepseek.data.volume.window:Window",
         "build_token_cache": "deepseek.data.token_cache:build_token_cache",
         "collate": "deepseek.data.pipeline.collate:collate",

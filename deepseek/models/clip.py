@@ -68,6 +68,7 @@ class CLIP(PretrainedMixin, nn.Module):
     """Texts, images and sounds to vectors of length 1."""
 
     config: CLIPConfig
+    input_axes: ClassVar[dict[str, tuple[str | None, ...]]] = {"input_features": ("batch", None, "frames")}
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()

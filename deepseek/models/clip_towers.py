@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deepseek.config import Config
 from deepseek.nn.activations import ACTIVATIONS
 from deepseek.nn.audio_encoder import AudioEncoder
-from deepseek.nn.checks import check_ids, check_mask, check_shape
+from deepseek.nn.checks import check_floats, check_ids, check_mask, check_shape
 from deepseek.nn.config_checks import check_heads, check_in_vocabulary
 from deepseek.nn.encoder_block import EncoderBlock
 from deepseek.nn.masks import causal_mask, padding_mask
@@ -179,6 +179,7 @@ class ImageEncoder(nn.Module):
         """Return (batch, projection_dim) for `pixel_values` (batch, num_channels, image_size, image_size)."""
         side = self.config.image_size
         check_shape("pixel_values", pixel_values, ("batch", self.config.num_channels, side, side))
+        check_floats("pixel_values", pixel_values)
         patches = self.patch_embedding(pixel_values.to(self.norm.weight.dtype)).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.expand(patches.shape[0], 1, -1), patches], dim=1)
         x = self.input_norm(x + self.position_embedding(torch.arange(x.shape[1], device=x.device)))

@@ -4,15 +4,16 @@ Convolution subsampling by four, Conformer blocks, a CTC output layer on the fra
 decoder trained beside it. The paper's own decoder is a transducer; that is not here, as CTC and attention together
 need no loss of their own and one of them alone is enough to recognise. Streaming: with causal convolutions the same
 weights run over whole recordings (`forward`, under a chunk mask where `chunk_size` is set) and chunk by chunk
-(`deepseek.models.conformer_stream`), with equal output.
+(`deepseek.models.conformer_stream`), with equal output. With `dynamic_chunks` one model is trained for both.
 Papers: Gulati et al. 2020, "Conformer: Convolution-augmented Transformer for Speech Recognition", arXiv:2005.08100;
 Watanabe et al. 2017, "Hybrid CTC/Attention Architecture", doi:10.1109/JSTSP.2017.2763455 (the two outputs).
-Not here: features (`deepseek.data`), the loss (`deepseek.tasks.speech`), decoding (`deepseek.models.ctc_decoding`).
+Not here: the encoder (`conformer_encoder`), features (`deepseek.data`), the loss (`deepseek.tasks.speech`), decoding
+(`deepseek.models.ctc_decoding`).
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -20,68 +21,14 @@ from torch import Tensor, nn
 
 from deepseek.config import Config
 from deepseek.errors import ModelError
+from deepseek.models.conformer_encoder import ConformerEncoder, ConformerEncoderConfig
 from deepseek.nn.attention_decoder import AttentionDecoder
-from deepseek.nn.checks import check_ids, check_shape
+from deepseek.nn.checks import check_floats, check_ids, check_shape
 from deepseek.nn.config_checks import check_heads, check_in_vocabulary
-from deepseek.nn.conformer_attention import FrameContext, RelativeSelfAttention, relative_positions
-from deepseek.nn.conformer_conv import ConformerConv
-from deepseek.nn.conv_subsampling import REACH, ConvSubsampling, subsampled_length
-from deepseek.nn.dropout import dropout
-from deepseek.nn.dynamic_conv import DynamicConv, DynamicConvAttention
+from deepseek.nn.conformer_attention import RelativeSelfAttention
+from deepseek.nn.conv_subsampling import REACH, subsampled_length
 from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.gradient_reset_gate import GradientResetGate
-from deepseek.nn.masks import chunk_mask
-from deepseek.nn.recompute import recomputed
-from deepseek.nn.streaming_block import BlockState, StreamingBlock
-
-
-class ConformerEncoderConfig(Config):
-    """Sizes and variants of the encoder."""
-
-    assignable: ClassVar[frozenset[str]] = frozenset({"chunk_size", "left_chunks"})
-
-    num_mels: int = Field(default=80, ge=7, le=4096)
-    """Features a frame: mel bands, or coefficients."""
-    num_layers: int = Field(default=16, ge=1, le=1024)
-    """Number of Conformer blocks."""
-    d_model: int = Field(default=256, ge=2, le=1 << 16, multiple_of=2)
-    """Width of the encoder."""
-    attention_heads: int = Field(default=4, ge=1, le=1024)
-    """Attention heads; divides d_model."""
-    d_ff: int | None = Field(default=None, ge=1, le=1 << 18)
-    """Width inside the feed-forward layers; null is 4 * d_model."""
-    conv_kernel: int = Field(default=32, ge=1, le=1024)
-    """Frames that the depthwise convolution spans."""
-    conv_norm: Literal["batch", "layer"] = "batch"
-    """Norm in the convolution module: the paper's batch norm, or layer norm for small batches."""
-    attention: Literal["self", "dynamic_conv"] = "self"
-    """Self-attention alone, or mixed with a dynamic convolution for each channel."""
-    dynamic_kernel: int = Field(default=15, ge=1, le=1024)
-    """Frames that the dynamic convolution spans, where attention is dynamic_conv."""
-    reset_gate: bool = False
-    """A gated memory in each block, which a frame can close, for what came before the frames attention sees."""
-    causal: bool = False
-    """Convolutions look back only; streaming needs it."""
-    chunk_size: int | None = Field(default=None, ge=1, le=1 << 16)
-    """Encoder frames (of four feature frames) in a chunk: attention sees its own chunk and those before; null: all."""
-    left_chunks: int | None = Field(default=None, ge=0, le=1 << 16)
-    """Chunks before its own that attention sees; null: all of them."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of activations set to zero in training."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> ConformerEncoderConfig:
-        check_heads(self.d_model, self.attention_heads, "d_model", "attention_heads")
-        if self.chunk_size is not None and not self.causal:
-            raise ValueError(
-                f"chunk_size {self.chunk_size} needs convolutions that look back only; nearest that fits: causal true"
-            )
-        if self.left_chunks is not None and self.chunk_size is None:
-            raise ValueError(
-                f"left_chunks {self.left_chunks} has no chunks to count; nearest that fits: chunk_size 16, "
-                "or left_chunks null"
-            )
-        return self
 
 
 class ConformerDecoderConfig(Config):
@@ -145,45 +92,10 @@ class ConformerOutput(NamedTuple):
     """(batch,) of int64: the frames of `ctc_logits` that count."""
 
 
-class ConformerEncoder(nn.Module):
-    """Features (batch, frames, num_mels) to frames (batch, time, d_model)."""
-
-    def __init__(self, config: ConformerEncoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.subsampling = ConvSubsampling(config.num_mels, config.d_model)
-        self.blocks = nn.ModuleList(_block(config) for _ in range(config.num_layers))
-
-    def forward(self, features: Tensor, lengths: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the frames and whether each counts, (batch, time) of bool. `lengths` (batch,): feature frames."""
-        config = self.config
-        x = dropout(self.subsampling(features), config.dropout, self.training)
-        time = x.shape[1]
-        valid = torch.arange(time, device=x.device) < subsampled_length(lengths)[:, None]
-        mask = valid[:, None, None, :]
-        if config.chunk_size is not None:
-            mask = mask & chunk_mask(time, config.chunk_size, config.left_chunks, x.device)
-        mask = mask | torch.eye(time, dtype=torch.bool, device=x.device)  # padding sees itself: no empty rows
-        context = FrameContext(relative_positions(time, time, config.d_model, x), mask, valid)
-        for block in self.blocks:
-            x = recomputed(checkpointing and self.training, block, x, context)
-        return x, valid
-
-    def stream(self, features: Tensor, past: list[BlockState]) -> tuple[Tensor, list[BlockState]]:
-        """Return the frames of the next chunk and the state after it; `features` are the chunk's own, with the
-        REACH - STRIDE frames that follow it."""
-        x = self.subsampling(features)
-        seen = past[0].attention[0].shape[2]
-        context = FrameContext(relative_positions(x.shape[1], seen + x.shape[1], self.config.d_model, x))
-        states = []
-        for block, before in zip(self.blocks, past, strict=True):
-            x, state = block.stream(x, context, before)  # type: ignore[operator]
-            states.append(state)
-        return x, states
-
-
 class Conformer(nn.Module):
     """Speech features to CTC logits, and to the logits of an attention decoder."""
+
+    input_axes: ClassVar[dict[str, tuple[str | None, ...]]] = {"input_features": ("batch", "frames", None)}
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
@@ -253,6 +165,7 @@ class Conformer(nn.Module):
 
     def _check(self, features: Tensor, lengths: Tensor | None, decoder_input_ids: Tensor | None) -> None:
         check_shape("input_features", features, ("batch", "frames", self.config.encoder.num_mels))
+        check_floats("input_features", features)
         if torch.compiler.is_compiling():
             return
         batch, frames = features.shape[:2]
@@ -279,22 +192,3 @@ class Conformer(nn.Module):
             )
         check_ids("decoder_input_ids", decoder_input_ids, self.config.decoder.vocab_size)
         check_shape("decoder_input_ids", decoder_input_ids, (batch, "time"))
-
-
-def _block(config: ConformerEncoderConfig) -> StreamingBlock:
-    width, dropout = config.d_model, config.dropout
-    attention: RelativeSelfAttention | DynamicConvAttention
-    attention = RelativeSelfAttention(width, config.attention_heads, dropout=dropout)
-    if config.attention == "dynamic_conv":
-        near = DynamicConv(width, config.attention_heads, config.dynamic_kernel, causal=config.causal, dropout=dropout)
-        attention = DynamicConvAttention(attention, near)
-    return StreamingBlock(
-        width,
-        config.d_ff or 4 * width,
-        attention=attention,
-        convolution=ConformerConv(
-            width, config.conv_kernel, causal=config.causal, dropout=dropout, norm=config.conv_norm
-        ),
-        memory=GradientResetGate(width) if config.reset_gate else None,
-        dropout=dropout,
-    )

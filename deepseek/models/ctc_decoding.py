@@ -1,4 +1,4 @@
-"""From CTC logits to tokens: the best path, a stream of best paths, and prefix-beam search.
+"""From CTC logits to tokens: the best path and prefix-beam search, each of whole recordings or of a stream.
 
 The best path takes the likeliest token of each frame, drops repeats, then blanks. Many paths spell the same text;
 prefix-beam search adds their probabilities up and keeps the likeliest beginnings of texts. With a beam as wide as the
@@ -72,12 +72,12 @@ def prefix_beam_search(
     check_shape("logits", logits, ("batch", "time", "vocab_size"))
     if beam_size < 1 or (top_tokens is not None and top_tokens < 1):
         raise ModelError("the beam is too narrow", found=f"{beam_size}, top_tokens {top_tokens}", wanted="at least 1")
-    kept = min(top_tokens or 2 * beam_size, logits.shape[2])
-    log_probs = logits.detach().float().log_softmax(-1).cpu()
-    return [
-        _search(row[:count], blank_id, beam_size, kept)
-        for row, count in zip(log_probs, _frames(logits, lengths), strict=True)
-    ]
+    found = []
+    for row, count in zip(logits, _frames(logits, lengths), strict=True):
+        beam = BeamStream(blank_id, beam_size, top_tokens)
+        beam.push(row[:count])
+        found.append(beam.best())
+    return found
 
 
 _Beam = dict[tuple[int, ...], tuple[float, float]]
@@ -85,13 +85,35 @@ _Beam = dict[tuple[int, ...], tuple[float, float]]
 _NEVER = -math.inf
 
 
-def _search(log_probs: Tensor, blank_id: int, beam_size: int, kept: int) -> list[Hypothesis]:
-    beam: _Beam = {(): (0.0, _NEVER)}
-    frames: Sequence[list[float]] = log_probs.tolist()
-    choices: Sequence[list[int]] = log_probs.topk(kept, dim=-1).indices.tolist() if len(frames) else []
-    for frame, tokens in zip(frames, choices, strict=True):
-        following: _Beam = {}
-        for prefix, (blank, token) in beam.items():
+class BeamStream:
+    """Prefix-beam search of one recording that arrives in parts; settings as in `prefix_beam_search`.
+
+    What is kept is the beam alone, however long the recording.
+    """
+
+    def __init__(self, blank_id: int = 0, beam_size: int = 10, top_tokens: int | None = None) -> None:
+        self.blank_id = blank_id
+        self.beam_size = beam_size
+        self.top_tokens = top_tokens or 2 * beam_size
+        self._beam: _Beam = {(): (0.0, _NEVER)}
+
+    def push(self, logits: Tensor) -> None:
+        """Take the next frames, (time, vocab_size)."""
+        check_shape("logits", logits, ("time", "vocab_size"))
+        if not len(logits):
+            return
+        log_probs = logits.detach().float().log_softmax(-1).cpu()
+        choices = log_probs.topk(min(self.top_tokens, log_probs.shape[1]), dim=-1).indices
+        for frame, tokens in zip(log_probs.tolist(), choices.tolist(), strict=True):
+            self._take(frame, tokens)
+
+    def best(self) -> list[Hypothesis]:
+        """Return the likeliest texts so far, best first."""
+        return [Hypothesis(prefix, _add(*scores)) for prefix, scores in self._beam.items()]
+
+    def _take(self, frame: Sequence[float], tokens: Sequence[int]) -> None:
+        blank_id, following = self.blank_id, _Beam()
+        for prefix, (blank, token) in self._beam.items():
             whole = _add(blank, token)
             _reach(following, prefix, whole + frame[blank_id], _NEVER)
             if prefix:
@@ -102,8 +124,7 @@ def _search(log_probs: Tensor, blank_id: int, beam_size: int, kept: int) -> list
                     before = blank if prefix and prefix[-1] == new else whole
                     _reach(following, (*prefix, new), _NEVER, before + frame[new])
         best = sorted(following.items(), key=lambda item: (-_add(*item[1]), item[0]))
-        beam = dict(best[:beam_size])
-    return [Hypothesis(prefix, _add(*scores)) for prefix, scores in beam.items()]
+        self._beam = dict(best[: self.beam_size])
 
 
 def _reach(beam: _Beam, prefix: tuple[int, ...], blank: float, token: float) -> None:

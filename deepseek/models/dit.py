@@ -143,7 +143,7 @@ class DiT(nn.Module):
         Raises ModelError for another shape, sides that patches don't fill, and unknown labels.
         """
         labels = self._check(latents, timesteps, labels)
-        patches = self.patch_embedding(latents)
+        patches = self.patch_embedding(latents.to(float_tensor(self.output).dtype))
         grid = patches.shape[1:3]
         positions = sincos_positions(grid, self.config.d_model, latents.device).to(patches.dtype)
         x = patches.flatten(1, 2) + positions
@@ -155,14 +155,15 @@ class DiT(nn.Module):
 
     def _check(self, latents: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
         """Return the labels, the null class where there are none."""
-        config, batch = self.config, latents.shape[0]
+        config = self.config
+        check_image("latents", latents, config.num_channels)
+        batch = latents.shape[0]
         if labels is None:
             if not config.null_class:
-                raise ModelError("labels are missing", wanted="(batch,) of int64: the model has no null class")
+                raise ModelError("labels are missing", found="None", wanted="(batch,) of int64: no null class")
             labels = torch.full((batch,), config.num_classes, device=latents.device)
         if torch.compiler.is_compiling():
             return labels
-        check_image("latents", latents, config.num_channels)
         if latents.shape[2] % config.patch_size or latents.shape[3] % config.patch_size:
             raise ModelError(
                 "latents can't be cut into whole patches",

@@ -9,6 +9,8 @@ Regularization", arXiv:1409.2329 (the language model: where dropout goes, and th
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -21,10 +23,13 @@ from deepseek.nn.checks import check_ids, check_mask, check_shape
 from deepseek.nn.dropout import dropout
 from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.lstm_layer import LSTMLayer, State
+from deepseek.nn.recompute import recomputed
 
 
 class LSTMConfig(Config):
     """Sizes of an LSTM."""
+
+    assignable: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
 
     vocab_size: int = Field(default=32768, ge=2, le=1 << 24)
     """Number of tokens the model knows; at least the tokenizer's."""
@@ -40,6 +45,8 @@ class LSTMConfig(Config):
     """Share of activations set to zero in training: of embeddings, between layers, before the output layer."""
     tie_embeddings: bool = False
     """The language model's output layer shares the embedding's weight; needs embedding_dim equal to hidden_size."""
+    gradient_checkpointing: bool = False
+    """Compute the layers' activations again in the backward pass: less memory, about a third more time."""
 
     @model_validator(mode="after")
     def _fits(self) -> LSTMConfig:
@@ -107,8 +114,8 @@ class LSTM(GenerationMixin, nn.Module):
         slow. `cache` holds the text before, and this text afterwards. `attention_mask` (batch, time), 0 at the padding
         behind a text, tells a classifier where the text ends. Raises ModelError.
         """
-        check_mask("attention_mask", attention_mask, tuple(input_ids.shape))
         features = self.forward_features(input_ids, document_ids, cache)
+        check_mask("attention_mask", attention_mask, tuple(input_ids.shape))
         if self.config.num_labels is not None:
             features = _last(features, attention_mask)
         logits: Tensor = self.lm_head(features)
@@ -127,9 +134,10 @@ class LSTM(GenerationMixin, nn.Module):
             changed = document_ids[:, 1:] != document_ids[:, :-1]
             starts = F.pad(changed, (1, 0))
         before = self._start(input_ids.shape[0]) if cache is None else cache.states
+        recompute = self.config.gradient_checkpointing and self.training
         x, after = self.token_embedding(input_ids), []
         for layer, state in zip(self.layers, before, strict=True):
-            x, last = layer(dropout(x, self.config.dropout, self.training), state, starts)
+            x, last = recomputed(recompute, layer, dropout(x, self.config.dropout, self.training), state, starts)
             after.append(last)
         if cache is not None:
             cache.states = after

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deepseek.config import Config
 from deepseek.errors import ModelError
-from deepseek.nn.checks import check_shape
+from deepseek.nn.checks import check_floats, check_shape
 from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.pair_distances import check_cell, pair_vectors
 from deepseek.nn.radial_basis import GaussianBasis, cosine_cutoff, shifted_softplus
@@ -156,6 +156,7 @@ class SchNet(nn.Module):
             return
         check_shape("atomic_numbers", atomic_numbers, ("batch", "atoms"))
         check_shape("positions", positions, (*atomic_numbers.shape, 3))
+        check_floats("positions", positions, "positions.float(), in angstrom")
         if atomic_numbers.is_floating_point() or atomic_numbers.dtype == torch.bool:
             raise ModelError("atomic_numbers must hold whole numbers", found=atomic_numbers.dtype, wanted="int64")
         if atomic_numbers.device.type == "cpu" and atomic_numbers.numel():

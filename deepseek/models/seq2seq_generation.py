@@ -6,7 +6,7 @@ Not here: beam search, timestamps, long recordings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from deepseek.errors import ModelError
 from deepseek.models.generation import LogitsProcessor, SamplingConfig, stream_ids
+from deepseek.nn.checks import check_shape
 from deepseek.nn.kv_cache import KVCache
+from deepseek.nn.multi_head_attention import KeysValues
 
 
 class CachedDecoder:
@@ -49,6 +51,12 @@ def decoded(
         ended = (new == sampling.eos_id).long()
         new = new.masked_fill(ended.cumsum(1) - ended > 0, pad_id)
     return torch.cat([start_ids, new], dim=1)
+
+
+def check_answers(name: str, ids: Tensor, encoded: Tensor | Sequence[KeysValues]) -> None:
+    """Check that there is one answer (batch, time) for each text or recording that was encoded. Raises ModelError."""
+    batch = encoded.shape[0] if isinstance(encoded, Tensor) else encoded[0][0].shape[0]
+    check_shape(name, ids, (batch, "time"))
 
 
 @contextmanager

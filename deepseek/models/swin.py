@@ -4,8 +4,9 @@ Paper: Liu et al. 2021, "Swin Transformer: Hierarchical Vision Transformer using
 Public counterpart: `SwinForImageClassification` of transformers; equal weights give equal logits.
 Not here: absolute position vectors (an option no published size uses), Swin V2.
 
-With `torch.compile` and images of many sizes, give `dynamic=False`, which makes one program for each size: one for all
-sizes was not compiled after three minutes, not even for a toy (torch 2.13). Batches may vary either way.
+`torch.compile(dynamic=True)` traces one graph for all sizes (and one for squares), which other backends run. Inductor's
+generator of C++ is not done with it after minutes (torch 2.13): it simplifies formulas of nested sizes without end. For
+it give `dynamic=False`, which makes one program for each size. Batches may vary either way.
 """
 
 from __future__ import annotations
@@ -121,10 +122,11 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, ceil(height / 2), ceil(width / 2), 2 * channels) for x (batch, height, width, channels)."""
         height, width = x.shape[1:3]
-        if height % 2 or width % 2:
-            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        merged: Tensor = self.reduction(self.norm(torch.cat(corners, dim=-1)))
+        rows, columns = (height + 1) // 2, (width + 1) // 2
+        x = F.pad(x, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
+        x = x.reshape(x.shape[0], rows, 2, columns, 2, x.shape[3])
+        corners = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # column by column, as in the published weights
+        merged: Tensor = self.reduction(self.norm(corners))
         return merged
 
 
@@ -170,7 +172,7 @@ class Swin(PretrainedMixin, nn.Module):
     def forward_features(self, pixel_values: Tensor) -> Tensor:
         """Return the last stage's map (batch, height, width, channels), normalised: 1/32 of the sides for 4 stages."""
         check_image("pixel_values", pixel_values, self.config.num_channels)
-        x = self.patch_norm(self.patch_embedding(pixel_values))
+        x = self.patch_norm(self.patch_embedding(pixel_values.to(self.norm.weight.dtype)))
         if self.config.dropout:
             x = dropout(x, self.config.dropout, self.training)
         for index, stage in enumerate(self.stages):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deepseek.config import Config
 from deepseek.models.generation import LogitsProcessor, SamplingConfig
 from deepseek.models.pretrained.mixin import PretrainedMixin
-from deepseek.models.seq2seq_generation import CachedDecoder, decoded, evaluating
+from deepseek.models.seq2seq_generation import CachedDecoder, check_answers, decoded, evaluating
 from deepseek.nn.activated_feed_forward import ActivatedFeedForward
 from deepseek.nn.checks import check_ids, check_mask
 from deepseek.nn.config_checks import check_in_vocabulary
@@ -130,7 +130,6 @@ class T5(PretrainedMixin, nn.Module):
         `input_ids` (batch, time) and `decoder_input_ids` (batch, decoder_time): int64, the answer shifted right by one
         with `start_id` in front. `attention_mask` (batch, time): 0 at padding. Raises ModelError for wrong inputs.
         """
-        check_ids("decoder_input_ids", decoder_input_ids, self.config.vocab_size)
         return self.decode(decoder_input_ids, self.encode(input_ids, attention_mask), attention_mask)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -157,6 +156,8 @@ class T5(PretrainedMixin, nn.Module):
 
         `encoded`: the encoder's output, or its keys and values for each block; `attention_mask` belongs to it.
         """
+        check_ids("decoder_input_ids", decoder_input_ids, self.config.vocab_size)
+        check_answers("decoder_input_ids", decoder_input_ids, encoded)
         time, past = decoder_input_ids.shape[1], cache.length if cache is not None else 0
         position = torch.arange(past + time, device=decoder_input_ids.device)
         bias = self.decoder_bias(position[past:], position)
@@ -196,7 +197,6 @@ class T5(PretrainedMixin, nn.Module):
             encoded = self.encode(input_ids, attention_mask)
             if decoder_input_ids is None:
                 decoder_input_ids = input_ids.new_full((input_ids.shape[0], 1), config.start_id)
-            check_ids("decoder_input_ids", decoder_input_ids, config.vocab_size)
             context = context_of(self.decoder, encoded)
             decoder = CachedDecoder(lambda ids, cache: self.decode(ids, context, attention_mask, cache), self.new_cache)
             return decoded(decoder, decoder_input_ids, sampling, config.pad_id, logits_processor)

@@ -9,7 +9,7 @@ Not here: the adaptive softmax of the authors' code (the output layer is one mat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from deepseek.config import Config
 from deepseek.models.generation import LogitsProcessor, SamplingConfig
 from deepseek.models.seq2seq_generation import CachedDecoder, decoded, evaluating
 from deepseek.nn.activated_feed_forward import ActivatedFeedForward
-from deepseek.nn.checks import check_ids, check_shape
+from deepseek.nn.checks import check_floats, check_ids, check_shape
 from deepseek.nn.config_checks import check_heads
 from deepseek.nn.dropout import dropout
 from deepseek.nn.kv_cache import KVCache
@@ -151,8 +151,8 @@ class TransformerXL(nn.Module):
             return decoded(CachedDecoder(step, no_cache), input_ids, sampling, sampling.eos_id or 0, logits_processor)
 
     def _features(self, input_ids: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
-        config, time = self.config, input_ids.shape[1]
         self._check(input_ids, memory)
+        config, time = self.config, input_ids.shape[1]
         past = memory.shape[2] if memory is not None else 0
         distance = torch.arange(past + time - 1, -1, -1, device=input_ids.device)
         x = self._dropped(self.token_embedding(input_ids) * math.sqrt(config.d_model))
@@ -170,6 +170,7 @@ class TransformerXL(nn.Module):
         if memory is not None:
             wanted = (self.config.num_layers, input_ids.shape[0], "past", self.config.d_model)
             check_shape("memory", memory, wanted)
+            check_floats("memory", memory, "give what the segment before returned")
 
     def _dropped(self, x: Tensor) -> Tensor:
         return dropout(x, self.config.dropout, self.training) if self.config.dropout else x
@@ -200,12 +201,20 @@ class TransformerXLBlock(nn.Module):
 
         `memory` (batch, past, d_model): earlier inputs of this block; `encoding` and `mask`: see `RelativeAttention`.
         """
-        context = torch.cat([memory, x], dim=1)
+
+        def attended(inner: Tensor) -> Tensor:
+            before = self.attention_norm(memory) if self.pre_norm else memory
+            found: Tensor = self.attention(inner, torch.cat([before, inner], dim=1), encoding, mask)
+            return found
+
+        return self.around(x, attended)
+
+    def around(self, x: Tensor, attended: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the block's output for `x` (..., d_model), where `attended` is what attention makes of its input."""
         if self.pre_norm:
-            context = self.attention_norm(context)
-            x = x + self._dropped(self.attention(context[:, memory.shape[1] :], context, encoding, mask))
+            x = x + self._dropped(attended(self.attention_norm(x)))
             return x + self._dropped(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self._dropped(self.attention(x, context, encoding, mask)))
+        x = self.attention_norm(x + self._dropped(attended(x)))
         out: Tensor = self.feed_forward_norm(x + self._dropped(self.feed_forward(x)))
         return out
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deepseek.config import Config
 from deepseek.errors import ModelError
-from deepseek.nn.checks import check_shape
+from deepseek.nn.checks import check_floats, check_shape
 from deepseek.nn.float_tensor import float_tensor
 from deepseek.nn.recompute_norm import recomputed_with_norms
 from deepseek.nn.unet_blocks import DoubleConv, Norm, convolution, cut_to, pad_to_multiple, step_down, step_up
@@ -125,10 +125,11 @@ class UNetPlusPlus(nn.Module):
         """
         space = ("height", "width") if self.config.dims == 2 else ("depth", "height", "width")
         check_shape("pixel_values", pixel_values, ("batch", self.config.num_channels, *space))
+        check_floats("pixel_values", pixel_values)
         level = self._level(prune_level)
         if all_heads is None:
             all_heads = self.training and self.config.deep_supervision
-        x = self._pad(pixel_values)
+        x = self._pad(pixel_values.to(self._weight.dtype))
         top = self._nested(x, level)
         wanted = [j for j in range(1, level + 1) if str(j) in self.heads] if all_heads else [level]
         logits = [cut_to(self.heads[str(j)](top[j]), pixel_values.shape[2:]) for j in wanted]

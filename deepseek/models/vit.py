@@ -131,7 +131,7 @@ class ViT(PretrainedMixin, nn.Module):
     def forward_features(self, pixel_values: Tensor) -> Tensor:
         """Return (batch, 1 + patches, d_model), normalised: the class token, then the patches row by row."""
         self._check(pixel_values)
-        x = self.patch_embedding(pixel_values)
+        x = self.patch_embedding(pixel_values.to(self.norm.weight.dtype))
         grid = x.shape[1:3]
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1)
         x = x + self._positions(grid)

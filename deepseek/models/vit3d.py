@@ -20,8 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from deepseek.config import Config
-from deepseek.errors import ModelError
-from deepseek.nn.checks import check_shape
+from deepseek.nn.checks import check_floats, check_shape
 from deepseek.nn.config_checks import check_heads
 from deepseek.nn.dropout import dropout
 from deepseek.nn.encoder_block import EncoderBlock
@@ -125,7 +124,7 @@ class ViT3D(nn.Module):
     def forward_features(self, volume: Tensor) -> Tensor:
         """Return (batch, tokens, d_model), normalised: patches by depth, then height, then width."""
         self._check(volume)
-        x = self.patch_embedding(volume)
+        x = self.patch_embedding(volume.to(self.norm.weight.dtype))
         grid = x.shape[1:4]
         x = x.flatten(1, 3) + resize_positions(self.position_embedding, self.config.grid, grid)
         if self.config.dropout:
@@ -139,13 +138,9 @@ class ViT3D(nn.Module):
         config = self.config
         sizes = ("depth", "height", "width") if config.interpolate_positions else per_axis(config.volume_size, 3)
         check_shape("volume", volume, ("batch", config.num_channels, *sizes))
-        if not torch.compiler.is_compiling() and not volume.is_floating_point():
-            raise ModelError(
-                "volume must hold floats",
-                found=volume.dtype,
-                wanted="float32, normalised as in training",
-                fix="for CT: clip the Hounsfield units to a window, then scale them to about -1 to 1",
-            )
+        check_floats(
+            "volume", volume, "for CT: clip the Hounsfield units to a window, then scale them to about -1 to 1"
+        )
 
     def example_inputs(self, batch_size: int = 1) -> dict[str, Tensor]:
         """Return inputs of the right names and shapes: `volume` (batch_size, num_channels, depth, height, width)."""

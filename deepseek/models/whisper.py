@@ -18,7 +18,7 @@ from deepseek.config import Config
 from deepseek.errors import ModelError
 from deepseek.models.generation import LogitsProcessor, SamplingConfig
 from deepseek.models.pretrained.mixin import PretrainedMixin
-from deepseek.models.seq2seq_generation import CachedDecoder, decoded, evaluating
+from deepseek.models.seq2seq_generation import CachedDecoder, check_answers, decoded, evaluating
 from deepseek.nn.audio_encoder import AudioEncoder
 from deepseek.nn.checks import check_ids
 from deepseek.nn.config_checks import check_heads, check_in_vocabulary
@@ -84,6 +84,7 @@ class Whisper(PretrainedMixin, nn.Module):
     """A spectrogram, and the token ids written so far, to logits of the next tokens."""
 
     config: WhisperConfig
+    input_axes: ClassVar[dict[str, tuple[str | None, ...]]] = {"input_features": ("batch", None, "frames")}
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__()
@@ -134,8 +135,10 @@ class Whisper(PretrainedMixin, nn.Module):
 
         `encoded`: the encoder's output, or its keys and values for each block.
         """
-        config, time, past = self.config, decoder_input_ids.shape[1], cache.length if cache is not None else 0
+        config, past = self.config, cache.length if cache is not None else 0
         check_ids("decoder_input_ids", decoder_input_ids, config.vocab_size, config.max_length - past)
+        check_answers("decoder_input_ids", decoder_input_ids, encoded)
+        time = decoder_input_ids.shape[1]
         position = torch.arange(past, past + time, device=decoder_input_ids.device)
         x = self.token_embedding(decoder_input_ids) + self.position_embedding(position)
         x = dropout(x, config.dropout, self.training) if config.dropout else x

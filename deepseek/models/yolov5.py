@@ -145,7 +145,8 @@ class YOLOv5(nn.Module):
         _check_sides(pixel_values)
         if self.training:
             check_batch_statistics("pixel_values", pixel_values, STRIDES[-1])
-        p8 = self._run(self.stage8, self._run(self.stage4, self._run(self.stem, pixel_values)))
+        x = self._run(self.stem, pixel_values.to(float_tensor(self.stem.conv).dtype))
+        p8 = self._run(self.stage8, self._run(self.stage4, x))
         p16 = self._run(self.stage16, p8)
         lateral32 = self.lateral32(self._run(self.stage32, p16))
         lateral16 = self.lateral16(self._run(self.up16, torch.cat((self.upsample(lateral32), p16), dim=1)))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepseek.errors import ModelError
-from deepseek.nn.checks import check_shape
+from deepseek.nn.checks import check_floats, check_shape
 from deepseek.nn.dropout import dropout
 from deepseek.nn.encoder_block import MLP
 from deepseek.nn.multi_head_attention import MultiHeadAttention
@@ -58,6 +58,7 @@ class AudioEncoder(nn.Module):
         Raises ModelError for a wrong number of mel bands and for more than `max_frames` frames.
         """
         check_shape("input_features", input_features, ("batch", self.conv1.in_channels, "frames"))
+        check_floats("input_features", input_features)
         if not torch.compiler.is_compiling() and not 0 < input_features.shape[2] <= self.max_frames:
             raise ModelError(
                 "input_features has the wrong length",

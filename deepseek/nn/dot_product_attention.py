@@ -39,7 +39,8 @@ def attention(
     `scale` is 1 / sqrt(head_dim) unless given; `dropout` acts on the weights.
     """
     time, key_time = query.shape[2], key.shape[2]
-    grouped = key.shape[1] != query.shape[1]
+    # chosen, not compared: compiled for many sizes a comparison stays a symbol, which the fused kernel does not take
+    grouped = True if key.shape[1] != query.shape[1] else False
     if _plain_is_faster(query, key_time):
         if mask is None and causal:
             mask = causal_mask(time, key_time - time, query.device)
@@ -53,7 +54,7 @@ def attention(
         return drop(weights, dropout) @ value
     if mask is None and causal and 1 < time < key_time:
         mask = causal_mask(time, key_time - time, query.device)
-    whole = bool(causal and mask is None and time == key_time)
+    whole = True if causal and mask is None and time == key_time else False
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=whole, scale=scale, enable_gqa=grouped
     )

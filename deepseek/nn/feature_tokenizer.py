@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.errors import ModelError
-from deepseek.nn.checks import check_shape
+from deepseek.nn.checks import check_floats, check_shape
 
 
 class FeatureTokenizer(nn.Module):
@@ -52,6 +52,7 @@ class FeatureTokenizer(nn.Module):
         self._check(numeric, categorical)
         tokens = []
         if numeric is not None and self.num_numeric:
+            numeric = numeric.to(self.numeric_weight.dtype)
             tokens.append(numeric[:, :, None] * self.numeric_weight + self.numeric_bias)
         if categorical is not None and self.cardinalities:
             tokens.append(self.category_embedding(categorical + self.offsets) + self.category_bias)
@@ -63,9 +64,13 @@ class FeatureTokenizer(nn.Module):
         columns = {"numeric": (numeric, self.num_numeric), "categorical": (categorical, len(self.cardinalities))}
         for name, (values, wanted) in columns.items():
             if values is None and wanted:
-                raise ModelError(f"{name} is missing", found=None, wanted=f"(batch, {wanted})")
+                raise ModelError(f"{name} is missing", found="None", wanted=f"(batch, {wanted})")
             if values is not None:
                 check_shape(name, values, ("batch", wanted))
+        if numeric is not None and self.num_numeric:
+            check_floats("numeric", numeric)
+            if categorical is not None and self.cardinalities:
+                check_shape("categorical", categorical, (numeric.shape[0], len(self.cardinalities)))
         if categorical is not None and self.cardinalities:
             check_categories("categorical", categorical, self.cardinalities)
 

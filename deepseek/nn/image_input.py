@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deepseek.errors import ModelError
-from deepseek.nn.checks import check_shape
+from deepseek.nn.checks import check_floats, check_shape
 
 
 def check_image(name: str, image: Tensor, num_channels: int, minimum: int = 1) -> None:
@@ -19,13 +19,7 @@ def check_image(name: str, image: Tensor, num_channels: int, minimum: int = 1) -
     if torch.compiler.is_compiling():
         return
     check_shape(name, image, ("batch", num_channels, "height", "width"))
-    if not image.is_floating_point():
-        raise ModelError(
-            f"{name} must hold floats",
-            found=image.dtype,
-            wanted="float32, normalised as in training",
-            fix="for bytes: image.float() / 255, then subtract the mean and divide by the deviation",
-        )
+    check_floats(name, image, "for bytes: image.float() / 255, then subtract the mean and divide by the deviation")
     if min(image.shape[-2:]) < minimum:
         raise ModelError(
             f"{name} is too small",

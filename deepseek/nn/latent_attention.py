@@ -17,6 +17,7 @@ from deepseek.config import Config
 from deepseek.nn.dot_product_attention import attention
 from deepseek.nn.latent_cache import LatentCache
 from deepseek.nn.rotary import Rotation, rotate_halves, rotate_pairs
+from deepseek.nn.row_experts import RowLatentUp
 
 _EPS = 1e-6  # of the norms on the latents, in the published code whatever the config says
 
@@ -108,14 +109,17 @@ class LatentAttention(nn.Module):
         self, plain: Tensor, turned: Tensor, latents: Tensor, cache: LatentCache, layer: int
     ) -> Tensor:
         """Let the latents be the one head of keys and values; the cheaper way for few queries and many keys."""
+        key = latents[:, None]
+        value = key[..., : self.config.kv_rank]
+        if isinstance(self.kv_up, RowLatentUp):
+            query = torch.cat([self.kv_up.to_latents(plain), turned], dim=-1)
+            return self.kv_up.to_values(cache.attend(layer, query, key, value, self.scale))
         # (num_heads, plain_dim + value_dim, kv_rank)
         weight = self.kv_up.weight if type(self.kv_up) is nn.Linear else cache.remembered(layer, self._up_weight)
         heads = torch.unflatten(weight, 0, (self.num_heads, -1))
         key_up, value_up = torch.split(heads, [self.config.plain_dim, self.config.value_dim], dim=1)
         query = torch.cat([plain @ key_up, turned], dim=-1)
-        key = latents[:, None]
-        y = cache.attend(layer, query, key, key[..., : self.config.kv_rank], self.scale)
-        return y @ value_up.mT
+        return cache.attend(layer, query, key, value, self.scale) @ value_up.mT
 
     def _up_weight(self) -> Tensor:
         """Return the weight (num_heads * (plain_dim + value_dim), kv_rank) of a layer in kv_up's place.

@@ -28,8 +28,11 @@ def sliding_mask(time: int, window: int, device: torch.device) -> Tensor:
     return causal_mask(time, 0, device).triu(1 - window)
 
 
-def chunk_mask(time: int, chunk: int, left_chunks: int | None, device: torch.device) -> Tensor:
-    """Return (time, time): a frame looks at its own chunk and at `left_chunks` before it (None: all before it)."""
+def chunk_mask(time: int, chunk: int | Tensor, left_chunks: int | None, device: torch.device) -> Tensor:
+    """Return (time, time): a frame looks at its own chunk and at `left_chunks` before it (None: all before it).
+
+    `chunk`: its frames, an int or a scalar tensor.
+    """
     number = torch.arange(time, device=device) // chunk
     distance = number[:, None] - number[None, :]
     return (distance >= 0) if left_chunks is None else (distance >= 0) & (distance <= left_chunks)

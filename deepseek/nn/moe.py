@@ -95,7 +95,8 @@ class Experts(nn.Module):
         out = (self.down @ gated).mT.flatten(0, 1)
         of_choice = torch.empty_like(slot).scatter(0, order, slot)
         kept = (of_choice < out.shape[0]).view_as(routing.weights)
-        by_token = out.index_select(0, of_choice.clamp(max=out.shape[0] - 1)).view(*routing.weights.shape, -1)
+        by_token = out.index_select(0, of_choice.clamp(max=out.shape[0] - 1))
+        by_token = by_token.view(routing.weights.shape + out.shape[1:])
         return _weighted_sum(by_token, routing.weights * kept), (~kept).sum()
 
     def _numbers(self, x: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ def _pads_well(x: Tensor, weight: Tensor) -> bool:
 
 def _combined(out: Tensor, order: Tensor, weights: Tensor) -> Tensor:
     """Bring rows (tokens * top_k, d_model) back from `order` and add up each token's, weighted: (tokens, d_model)."""
-    return _weighted_sum(torch.zeros_like(out).index_copy(0, order, out).view(*weights.shape, -1), weights)
+    return _weighted_sum(torch.zeros_like(out).index_copy(0, order, out).view(weights.shape + out.shape[1:]), weights)
 
 
 def _weighted_sum(by_token: Tensor, weights: Tensor) -> Tensor:

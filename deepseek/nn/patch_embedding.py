@@ -38,8 +38,10 @@ class PatchEmbedding(nn.Module):
         """Return (batch, *grid, d_model) for `pixels` (batch, num_channels, *sizes)."""
         if self.pad:
             sizes = pixels.shape[2:]
-            missing = [-size % patch for size, patch in zip(sizes, self.patch_size, strict=True)]
-            if any(missing):
+            wholes = [(size + patch - 1) // patch * patch for size, patch in zip(sizes, self.patch_size, strict=True)]
+            # compiled for all sizes there is one way, with or without pixels left over
+            if torch.compiler.is_compiling() or tuple(wholes) != tuple(sizes):
+                missing = [whole - size for whole, size in zip(wholes, sizes, strict=True)]
                 pixels = F.pad(pixels, [edge for amount in reversed(missing) for edge in (0, amount)])
         patches: Tensor = self.projection(pixels)
         return patches.movedim(1, -1)

@@ -38,19 +38,29 @@ class RelativeAttention(nn.Module):
         key_time - 1 down to 0. `mask` (time, key_time): boolean, True where a token may look; what comes after the
         token must be False, as there are no sinusoids for it.
         """
-        query, key, value = self._heads(self.query(x)), self._heads(self.key(context)), self._heads(self.value(context))
-        distance = self._heads(self.position(encoding)[None])
+        parts = self.query(x), self.key(context), self.value(context), self.position(encoding)[None]
+        query, key, value, distance = (self.heads(part) for part in parts)
+        out: Tensor = self.out(self.attend(query, key, value, distance, mask))
+        return out
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, distance: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what the output layer reads, (batch, time, d_model), of projected parts, each as `heads` returns it.
+
+        `query` has `time` tokens, `key` and `value` key_time, `distance` key_time of one batch row; `mask` as for
+        `forward`, None for one token that looks at all keys: these may then be in any order that `distance` has too.
+        """
         scale = query.shape[-1] ** -0.5
         by_content = query + self.content_bias[:, None].to(query.dtype)
         by_position = query + self.position_bias[:, None].to(query.dtype)
         scores = relative_shift(by_position @ distance.transpose(-1, -2)) * scale
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         dropout = self.dropout if self.training else 0.0
         y = attention(by_content, key, value, scores, dropout=dropout, scale=scale)
-        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
-        return out
+        return y.transpose(1, 2).flatten(2)
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def heads(self, x: Tensor) -> Tensor:
+        """Return (batch, num_heads, time, head_dim) of (batch, time, d_model)."""
         return torch.unflatten(x, -1, (self.num_heads, -1)).transpose(1, 2)
 
 
@@ -61,5 +71,7 @@ def relative_shift(scores: Tensor) -> Tensor:
     scores of other rows: the caller masks them.
     """
     time, key_time = scores.shape[-2:]
+    if time == 1:
+        return scores
     padded = F.pad(scores, (1, 0)).reshape(*scores.shape[:-2], key_time + 1, time)
     return padded[..., 1:, :].reshape(*scores.shape[:-2], time, key_time)

@@ -56,7 +56,11 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         """Choose experts for each token of `x` (..., d_model)."""
-        config, logits = self.config, _linear_float32(x, self.weight)
+        return self.choose(_linear_float32(x, self.weight))
+
+    def choose(self, logits: Tensor) -> Routing:
+        """Choose experts by `logits` (..., num_experts), float32."""
+        config = self.config
         scores = logits.softmax(-1) if config.scoring == "softmax" else logits.sigmoid()
         choice = scores.detach() if self.correction_bias is None else scores.detach() + self.correction_bias
         if config.top_groups < config.num_groups:

@@ -85,14 +85,16 @@ class WindowAttention(nn.Module):
         (height, width), window, counts = layout.size, layout.window, layout.counts
         bottom, right = counts[0] * window[0], counts[1] * window[1]
         shift = layout.shift if self.shifted else 0
-        if (bottom, right) != (height, width):
+        # compiled for all sizes there is one way, with or without places left over, and no stride depends on them
+        padded = torch.compiler.is_compiling() or (bottom, right) != (height, width)
+        if padded:
             x = F.pad(x, (0, 0, 0, right - width, 0, bottom - height))
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
         x = join_windows(self._attend(cut_windows(x, window, counts), layout, shift > 0), window, counts)
         if shift:
             x = x.roll((shift, shift), dims=(1, 2))
-        return x[:, :height, :width]
+        return x[:, :height, :width].clone(memory_format=torch.contiguous_format) if padded else x
 
     def _attend(self, x: Tensor, layout: WindowLayout, shifted: bool) -> Tensor:
         batch, windows, tokens = x.shape[:3]
@@ -105,6 +107,6 @@ class WindowAttention(nn.Module):
             bias = bias.masked_fill(~layout.neighbours[:, None], torch.finfo(bias.dtype).min)
         dropout = self.dropout if self.training else 0.0
         y = attention(query, key, value, bias.flatten(0, 1)[None], dropout=dropout)
-        y = y.view(batch, windows, self.num_heads, tokens, -1).transpose(2, 3).flatten(3)
+        y = y.view(batch, windows, self.num_heads, tokens, y.shape[-1]).transpose(2, 3).flatten(3)
         out: Tensor = self.out(y)
         return out

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.config import Config
+from deepseek.data.audio.whisper_features import WhisperFeatures
 from deepseek.data.spell_text import SpellText
 from deepseek.data.table_columns import TableColumns
 from deepseek.errors import ConfigError, DataError, DeepSeekError
@@ -26,7 +27,7 @@ from deepseek.tasks.task import Task
 
 _LARGE = 500_000_000  # weights of a model that is not built for a trial
 
-_AT_LEAST = frozenset({"vocab_size", "decoder.vocab_size"})
+_AT_LEAST = frozenset({"vocab_size", "decoder.vocab_size", "max_frames", "audio.max_frames"})
 _ONLY_FILLED = frozenset({"image_size", "latent_size"})
 
 
@@ -69,7 +70,11 @@ def sizes_of(data: SampleData, batch: Mapping[str, Any]) -> dict[str, Any]:
         sizes["input_shape"] = list(features.shape[1:])
     spectra = batch.get("input_features")
     if isinstance(spectra, Tensor):
-        sizes |= {"encoder.num_mels": spectra.shape[-1], "num_mels": spectra.shape[-1]}
+        bands_first = any(isinstance(stage, WhisperFeatures) for stage in data.pipeline.steps)
+        bands = spectra.shape[1 if bands_first else -1]
+        sizes |= {"encoder.num_mels": bands, "num_mels": bands, "audio.num_mels": bands}
+        if bands_first:
+            sizes |= {"max_frames": spectra.shape[-1], "audio.max_frames": spectra.shape[-1]}
     return sizes
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from deepseek.data import DistributedDataset, Pipeline, Tokenizer
 from deepseek.data.masking import MaskTokens
 from deepseek.data.pipeline.pipeline import OnError
-from deepseek.data.pipeline.stage import Domain, LearnedStage, Stage
+from deepseek.data.pipeline.stage import ROADS, Domain, LearnedStage, Sample, Stage, StageGroup
 from deepseek.data.spell_text import SpellText
 from deepseek.errors import DataError
 from deepseek.road.check import wants_tokenizer, with_tokenizer
@@ -108,14 +108,28 @@ def learned_pipeline(
     seed: int,
     on_error: OnError = "raise",
 ) -> Pipeline:
-    """Return the pipeline whose learning stages know the training samples. Raises DataError."""
-    made = []
+    """Return the pipeline whose learning stages know the training samples, as the stages before them leave them without
+    augmentation. Raises DataError.
+    """
+    made: list[Stage | StageGroup] = []
     for values in stages:
-        written = Pipeline.from_config([with_tokenizer(values, tokenizer or "")]).written
-        made += [
-            one.learned(source) if isinstance(one, LearnedStage) and not one.is_learned else one for one in written
-        ]
+        for one in Pipeline.from_config([with_tokenizer(values, tokenizer or "")]).written:
+            if isinstance(one, LearnedStage) and not one.is_learned:
+                one = one.learned(_before(one, made, source, on_error))
+            made.append(one)
     return Pipeline(made, seed=seed, on_error=on_error)
+
+
+def _before(
+    stage: LearnedStage, made: Sequence[Stage | StageGroup], source: SampleSource, on_error: OnError
+) -> Iterable[Sample]:
+    """Return the samples in the domain that a stage learns in, read when they are asked for."""
+    road = next((road for road in ROADS if stage.takes in road), (stage.takes,))
+    if stage.takes == road[0]:
+        return source
+    on_road = [one for one in made if all(step.takes in road for step in Pipeline([one]).steps)]
+    pipeline = Pipeline(on_road, on_error=on_error).without_augmentation()
+    return (sample for one in source for sample in pipeline.apply([one]))
 
 
 def _form(data: DataConfig) -> Form:

@@ -14,23 +14,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepseek.serve.worker import PLACE, Line, Place
+from deepseek.serve.seat import PLACE, Place, Shared
+from deepseek.serve.worker import Line
 
 
 class Child:
     """A started process. It loads its libraries at once, and its models when it is told which."""
 
-    def __init__(self, command: Sequence[str], listener: socket.socket) -> None:
+    def __init__(self, command: Sequence[str], listener: socket.socket, shared: Shared) -> None:
         self._line: Line | None
         ours, theirs = socket.socketpair()
+        board, rates = shared.board.file.descriptor, shared.rates.file.descriptor
+        place = Place(listener.fileno(), theirs.fileno(), board, rates)
         package = str(Path(__file__).parents[2])
         path = os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH", "")) if part)
         self.process = subprocess.Popen(
             command,
-            pass_fds=(listener.fileno(), theirs.fileno()),
+            pass_fds=place,
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C in a terminal reaches the supervisor only, which then lets the workers drain
-            env={**os.environ, "PYTHONPATH": path, PLACE: Place(listener.fileno(), theirs.fileno()).to_text()},
+            env={**os.environ, "PYTHONPATH": path, PLACE: place.to_text()},
         )
         theirs.close()
         self._line = Line(ours)
@@ -38,11 +41,16 @@ class Child:
         """Where it listens, once it is ready."""
         self.said: Mapping[str, Any] | None = None
         """Why it could not load, in its own words."""
+        self.heard_orders: list[dict[str, Any]] = []
+        """What it has said of clients' orders (see `orders.OrderBook`)."""
+        self.orders: Sequence[Sequence[Any]] | None = ()
+        """What was ordered before its start, which it was told then."""
         self.since = self.heard = time.monotonic()
 
     def begin(self, wish: Mapping[str, Any]) -> None:
         """Tell it what to serve."""
         self.since = self.heard = time.monotonic()
+        self.orders = wish["orders"]
         self.send(wish)
         if self._line is not None:
             self._line.end.setblocking(False)
@@ -62,6 +70,8 @@ class Child:
             self.heard = time.monotonic()
             self.ready = message.get("ready", self.ready)
             self.said = message if "failed" in message else self.said
+            if "ask" in message or "did" in message:
+                self.heard_orders.append(message)
 
     @property
     def code(self) -> int | None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deepseek.errors import BundleError
@@ -44,6 +44,20 @@ def find_bundles(model_dir: str | Path) -> dict[str, Path]:
     return bundles
 
 
+def find_bundle(model_dir: str | Path, name: str) -> Path | None:
+    """Return where the folder has the bundle, or the versions, of this name; None where it has none.
+
+    The others in the folder are not looked at. Raises BundleError for a link that leads out of `model_dir`.
+    """
+    root = Path(model_dir)
+    if (root / _MARK).exists():
+        return root if root.resolve().name == name else None
+    if not MODEL_NAME.fullmatch(name) or name.startswith(".") or TEMPORARY in name:
+        return None
+    path = root / name
+    return path if _inside(path, root) and versions_of(path) else None
+
+
 def versions_of(path: str | Path) -> dict[str, Path]:
     """Return version -> bundle, the oldest first: numbered subfolders that are bundles, else the bundle as version 1.
 
@@ -75,6 +89,15 @@ def check_bundle(name: str, path: str | Path) -> None:
     """Raise BundleError where a name is not fit for a model, or it or a link in it leads elsewhere."""
     _inside(Path(path), Path(path).parent)
     _check(name, Path(path), Path(path))
+
+
+def without_paths(text: str, paths: Iterable[Path | None]) -> str:
+    """Return `text` with each of `paths`, as it was given or in full, shortened to its name."""
+    spelled = {spelling for path in paths if path is not None for spelling in (path, path.absolute(), path.resolve())}
+    for path in sorted(spelled, key=lambda path: len(str(path)), reverse=True):
+        if len(path.parts) > 1:
+            text = text.replace(str(path), path.name)
+    return text
 
 
 def _check(name: str, path: Path, root: Path) -> None:

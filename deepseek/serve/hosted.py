@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from deepseek.errors import BundleError, DeepSeekError
 from deepseek.serve.tensor.engine import TensorEngine
 from deepseek.serve.tensor.limits import TensorLimits
-from deepseek.serve.text.engine import Engine, EngineLimits
+from deepseek.serve.text.engine import EngineLimits
+from deepseek.serve.text.engine_choice import make_engine
 
 if TYPE_CHECKING:
     from deepseek.bundle import Bundle
@@ -48,7 +49,7 @@ class Hosted:
         self.model = model
         self.kind: Literal["text", "tensor"] = "tensor" if hasattr(model, "signature") else "text"
         self.created = int(time.time())
-        self.state: State = "checking"
+        self._state: State = "checking"
         self.bundle: Bundle | None = getattr(model, "bundle", None)
         self.fingerprint: str = getattr(model, "fingerprint", "")
         self.profile: Mapping[str, Any] | None = None if self.bundle is None else _profile(self.bundle.path)
@@ -67,6 +68,15 @@ class Hosted:
                 if self._engine is None:
                     self._engine = self._make_engine()
         return self._engine
+
+    @property
+    def state(self) -> State:
+        """Where it stands; it has failed also when its engine, once ready, is broken for good."""
+        return "failed" if self._state == "ready" and getattr(self._engine, "failed", False) else self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
 
     @property
     def timings(self) -> dict[str, float]:
@@ -107,7 +117,7 @@ class Hosted:
 
     def _make_engine(self) -> Any:
         if self.kind == "text":
-            return Engine(self.model, self._limits)
+            return make_engine(self.model, self._limits)
         return TensorEngine(self.model, self._tensor_limits or getattr(self.model, "limits", None))
 
 

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pydantic import Field
 
 from deepseek.config import Config
 from deepseek.errors import ConfigError
 from deepseek.serve.monitoring.tracing import TracingOptions
-from deepseek.serve.rest.gateway import Guard, hosts_for, is_loopback
+from deepseek.serve.rest.door import Guard, hosts_for, is_loopback
 from deepseek.serve.security.audit import AuditLog
 from deepseek.serve.security.keys import KeyRing
 from deepseek.serve.security.limits import RateLimiter
+from deepseek.serve.security.rates import Rates
 from deepseek.serve.security.tls import TlsFiles
 from deepseek.serve.security.urls import Fetcher
 from deepseek.serve.speech.limits import StreamLimits
 from deepseek.serve.state.options import StateOptions
 from deepseek.serve.tensor.limits import TensorLimits
 from deepseek.serve.text.engine import EngineLimits
+
+if TYPE_CHECKING:
+    from deepseek.serve.seat import Seat
 
 Models = Sequence[str | Path] | Mapping[str, Any]
 """Bundles (named after their folders), or names with bundles, TextModels or TensorModels."""
@@ -94,18 +98,17 @@ class Safety(Config):
             )
         return None
 
-    def guard(self, host: str, *, worker: int | None = None) -> Guard:
-        """Return what the gateway holds requests to. Raises ConfigError."""
+    def guard(self, host: str, seat: Seat | None = None) -> Guard:
+        """Return what the gateway holds requests to, that of one worker among others too. Raises ConfigError."""
         keys = self.keys(host)
         limited = self.requests_per_minute is not None or self.concurrent is not None or self.api_keys is not None
         return Guard(
             hosts=hosts_for(host, self.allowed_hosts),
             keys=keys,
-            limiter=RateLimiter(self.requests_per_minute, burst=self.burst, concurrent=self.concurrent)
-            if limited
-            else None,
-            audit=self._audit(worker),
+            limiter=self._limiter(None if seat is None else seat.rates) if limited else None,
+            audit=self._audit(None if seat is None else seat.number),
             fetcher=Fetcher(self.allow_url_hosts),
+            facts=None if seat is None else seat.facts,
         )
 
     def told(self, host: str, keys: KeyRing | None) -> str:
@@ -121,6 +124,9 @@ class Safety(Config):
         if self.audit_log is not None:
             words.append(f"audit log {self.audit_log}{' with prompts' * self.log_prompts}")
         return ", ".join(words)
+
+    def _limiter(self, rates: Rates | None) -> RateLimiter:
+        return RateLimiter(self.requests_per_minute, burst=self.burst, concurrent=self.concurrent, rates=rates)
 
     def _audit(self, worker: int | None) -> AuditLog | None:
         if self.audit_log is None:

@@ -25,6 +25,8 @@ class Registry:
         self.stopping = False
         self.hosted: dict[str, Hosted] = {}
         """The main version of each name that is loaded."""
+        self.changes = 0
+        """Goes up whenever a name may be answered by other versions than before."""
         self._slots: dict[str, Slot] = {}
         self._lock = threading.Lock()
         self._watchers: list[Callable[[Change], None]] = []
@@ -53,6 +55,15 @@ class Registry:
         """
         with self._lock:
             return self._pick(name, version)
+
+    def steady(self, name: str, version: str | None = None) -> Hosted | None:
+        """Return a model that every request for it gets until `changes` goes up; None where shares decide.
+
+        It is not held. Raises what `find` raises.
+        """
+        with self._lock:
+            hosted = self._pick(name, version)
+            return hosted if version is not None or len(self._slots[name].versions) == 1 else None
 
     def use(self, name: str | None, version: str | None = None) -> Lease:
         """Return a context manager that gives a model and holds it; without a version the shares decide which.
@@ -162,6 +173,7 @@ class Registry:
     def _publish(self) -> None:
         """Make `hosted` anew: whoever goes through it keeps the mapping they began with."""
         self.hosted = {name: main for name, slot in self._slots.items() if (main := slot.main) is not None}
+        self.changes += 1
 
     def _tell(
         self, kind: Literal["loading", "loaded", "failed", "unloaded", "weights"], name: str, version: str

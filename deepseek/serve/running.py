@@ -7,28 +7,27 @@ what is left fails with 503 -> engines and files are closed. Not here: several p
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import importlib.util
 import logging
-import signal
-import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepseek.errors import BundleError, ConfigError, DeepSeekError
 from deepseek.lazy import require
+from deepseek.serve.draining import draining_server
 from deepseek.serve.folder import name_bundles
 from deepseek.serve.monitoring.collect import Sources
 from deepseek.serve.monitoring.metrics import build_metrics
+from deepseek.serve.monitoring.together import Together
 from deepseek.serve.monitoring.tracing import Tracing
 from deepseek.serve.monitoring.watch import Watches
 from deepseek.serve.options import Models, ServerOptions
+from deepseek.serve.orders import Orders
+from deepseek.serve.rest.answer import Helpers
 from deepseek.serve.rest.app import create_app
-from deepseek.serve.rest.gateway import Guard
+from deepseek.serve.rest.door import Guard
 from deepseek.serve.rest.paths import route_of
 from deepseek.serve.rest.protocol import limited_protocol
 from deepseek.serve.service import Service
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from deepseek.serve.rpc.server import RpcServer
+    from deepseek.serve.seat import Seat
 
 _LOG = logging.getLogger("deepseek.serve")
 _LOOK_SECONDS = 2.0
@@ -66,16 +66,8 @@ class Listening(NamedTuple):
 class Running:
     """The socket comes first: it fails fast. Then keys and certificate are checked, then models are loaded."""
 
-    def __init__(
-        self,
-        models: Models,
-        options: ServerOptions,
-        *,
-        bound: socket.socket | None = None,
-        worker: int | None = None,
-        facts: Callable[[], dict[str, Any]] | None = None,
-    ) -> None:
-        """`bound`: a socket that others accept on too, `worker` and `facts`: which process this is (see `worker`)."""
+    def __init__(self, models: Models, options: ServerOptions, seat: Seat | None = None) -> None:
+        """`seat`: this worker among others that serve the same."""
         require("uvicorn", "serve")
         self.problem: DeepSeekError | None = None
         self.options = options
@@ -83,11 +75,11 @@ class Running:
         named = _named(models)
         self._in_memory = {name for name, model in named.items() if not isinstance(model, str | Path)}
         self.tls = safety.tls()
-        self._socket = bound or bind(options.host, options.port)
+        self._socket = bind(options.host, options.port) if seat is None else seat.listener
         self._rpc: RpcServer | None = None
         guard: Guard | None = None
         try:
-            guard = safety.guard(options.host, worker=worker)._replace(facts=facts)
+            guard = safety.guard(options.host, seat)
             self.service = Service(
                 named,
                 options.limits,
@@ -106,7 +98,7 @@ class Running:
         self._watches = Watches()
         self._streams = Streams(self.service, options.stream_limits)
         cache, sessions = self._state.cache, self._state.sessions
-        self._metrics = build_metrics(
+        self.metrics = build_metrics(
             self.service,
             Sources(
                 None if cache is None else cache.stats,
@@ -114,10 +106,13 @@ class Running:
                 self._watches,
                 self._streams.stats,
                 guard.facts,
+                guard.limiter,
             ),
+            None if seat is None else Together(seat.board, seat.number),
         )
+        self._orders = Orders(self.service, None if seat is None else seat.pass_on)
         self._watcher = FolderWatcher(self.service, options.folder) if options.watch and options.folder else None
-        self._shared = bound is not None
+        self._shared = seat is not None
         self._port = self._socket.getsockname()[1]
         self.url = url_of(options.host, self._port, tls=self.tls is not None)
         self.server: uvicorn.Server = self._build()
@@ -205,9 +200,10 @@ class Running:
             cache=self._state.cache,
             sessions=self._state.sessions,
             speech=self._streams,
-            metrics=self._metrics,
+            metrics=self.metrics,
             watches=self._watches,
             allow_admin=self.options.allow_admin,
+            orders=self._orders,
             on_checked=lambda problem: self._on_checked(problem),
         )
         if self._tracing is not None:
@@ -229,7 +225,7 @@ class Running:
         )
         config.load()
         config.ssl = None if self.tls is None else self.tls.context()
-        return _server_class()(config, self)
+        return draining_server(config, self)
 
     def _build_rpc(self, port: int) -> RpcServer:
         from deepseek.serve.rpc.server import RpcLimits, RpcServer
@@ -247,85 +243,10 @@ class Running:
             tls=self.tls,
             limits=limits,
             guard=self.guard,
-            metrics=self._metrics,
             speech=self._streams,
+            orders=self._orders,
+            helpers=Helpers(self.metrics, self._state.cache, self._state.sessions, self._watches),
         )
-
-
-def _server_class() -> Callable[[uvicorn.Config, Running], uvicorn.Server]:
-    import uvicorn
-
-    class DrainingServer(uvicorn.Server):
-        """Drains for its own time, ends with exit code 0 on SIGTERM, and at once on a second signal."""
-
-        def __init__(self, config: uvicorn.Config, running: Running) -> None:
-            super().__init__(config)
-            self._running = running
-            self._loop: asyncio.AbstractEventLoop | None = None
-            self._reloading: asyncio.Future[None] | None = None
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            self._loop = asyncio.get_running_loop()
-            await super().startup(sockets)
-            try:
-                await self._running.start_beside()
-            except DeepSeekError as error:
-                self._running.problem = error
-                self.should_exit = True
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            service, limits = self._running.service, self._running.options.limits
-            service.stopping = True
-            deadline = asyncio.get_running_loop().call_later(limits.drain_seconds, service.abort)
-            drained = asyncio.create_task(self._running.drain_beside())
-            close = self.lifespan.shutdown
-
-            async def close_after_both() -> None:
-                await drained
-                await close()
-                await self._running.close_beside()
-
-            self.lifespan.shutdown = close_after_both
-            try:
-                await super().shutdown(sockets)
-                if self.force_exit:
-                    drained.cancel()
-            finally:
-                deadline.cancel()
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            if threading.current_thread() is not threading.main_thread():
-                yield
-                return
-            handlers: dict[int, Callable[[int, FrameType | None], None]] = {
-                signal.SIGINT: self.handle_exit,
-                signal.SIGTERM: self.handle_exit,
-            }
-            if hasattr(signal, "SIGHUP"):
-                handlers[signal.SIGHUP] = self.handle_reload
-            before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-            try:
-                yield
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            self.force_exit = self.should_exit
-            self.should_exit = True
-            if self.force_exit:
-                self._running.service.abort()
-
-        def handle_reload(self, sig: int, frame: FrameType | None) -> None:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._reload)
-
-        def _reload(self) -> None:
-            if self._reloading is None or self._reloading.done():
-                self._reloading = asyncio.ensure_future(asyncio.to_thread(self._running.reload))
-
-    return DrainingServer
 
 
 def _named(models: Models) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ Not here: what one process does (see `running`), routes (see `rest`) and the com
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from deepseek.errors import ConfigError, DeepSeekError
+from deepseek.serve.heap import SteadyHeap
 from deepseek.serve.options import Models, OptionWords, options_of
 from deepseek.serve.options import Safety as Safety
 from deepseek.serve.options import ServerLimits as ServerLimits
@@ -45,15 +47,18 @@ def serve(
         supervise(_paths(models), wish, workers, on_ready)
         return
     running = Running(models, wish)
+    with contextlib.ExitStack() as heap:
 
-    def checked(problem: DeepSeekError | None) -> None:
-        if problem is not None:
-            running.problem = problem
-            running.server.should_exit = True
-        elif on_ready is not None:
-            on_ready(running.listening)
+        def checked(problem: DeepSeekError | None) -> None:
+            if problem is not None:
+                running.problem = problem
+                running.server.should_exit = True
+                return
+            heap.enter_context(SteadyHeap(running.service))
+            if on_ready is not None:
+                on_ready(running.listening)
 
-    running.run(checked)
+        running.run(checked)
     if running.problem is not None:
         raise running.problem
 

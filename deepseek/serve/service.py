@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepseek.errors import DeepSeekError, RequestError
-from deepseek.serve.folder import FIRST_VERSION, check_bundle, find_bundles, versions_of
+from deepseek.serve.folder import FIRST_VERSION, check_bundle, find_bundle, versions_of, without_paths
 from deepseek.serve.hosted import Hosted, as_bundle_error, open_model
 from deepseek.serve.registry import Registry
 from deepseek.serve.tensor.limits import TensorLimits
@@ -99,13 +99,17 @@ class Service(Registry):
         """
         check_share(share)
         with self._loading:
-            where, version = self._where(name, path, version)
+            try:
+                where, version = self._where(name, path, version)
+            except DeepSeekError as error:
+                self._never_begun(name, error)
+                raise
             slot = self._begin(name, version, None if path is None else Path(path))
             self._tell("loading", name, version)
             try:
                 hosted = self._open(name, where, version)
             except DeepSeekError as error:
-                self._fail(slot, version, error)
+                self._fail(name, version, error)
                 self._tell("failed", name, version)
                 raise
             with self._lock:
@@ -118,6 +122,11 @@ class Service(Registry):
     def reload(self, name: str) -> Hosted:
         """Load a name's highest version anew from where it lies. Raises what `load` raises."""
         return self.load(name)
+
+    def told(self, name: str, error: DeepSeekError) -> str:
+        """Return what is wrong with a name's bundle as clients may know it: without the path to it."""
+        slot = self._slots.get(name)
+        return without_paths(error.problem, (None if slot is None else slot.source, self._folder))
 
     def rollback(self, name: str) -> Hosted:
         """Return to the version that served before the main one. Raises RequestError (409) where there is none."""
@@ -167,7 +176,7 @@ class Service(Registry):
         slot = self._slots.get(name)
         source = Path(path) if path is not None else slot.source if slot is not None else None
         if source is None and self._folder is not None:
-            source = find_bundles(self._folder).get(name)
+            source = find_bundle(self._folder, name)
         if source is None:
             raise no_model(name, self._slots)
         check_bundle(name, source)
@@ -216,13 +225,23 @@ class Service(Registry):
             if self._started and hosted.kind == "tensor":
                 hosted.engine.start()
 
-    def _fail(self, slot: Slot, version: str, error: DeepSeekError) -> None:
+    def _fail(self, name: str, version: str, error: DeepSeekError) -> None:
+        slot = self._slots[name]
         with self._lock:
             if version in slot.versions:
                 slot.pending.pop(version, None)
             else:
                 slot.pending[version] = "failed"
-            slot.reasons[version] = error.problem
+            slot.reasons[version] = self.told(name, error)
+
+    def _never_begun(self, name: str, error: DeepSeekError) -> None:
+        """Note that what the server was to begin with is nothing that can be opened."""
+        slot = self._slots.get(name)
+        if slot is None:
+            return
+        with self._lock:
+            for version in [one for one, state in slot.pending.items() if state == "loading"]:
+                slot.pending[version], slot.reasons[version] = "failed", self.told(name, error)
 
     def _switch(self, slot: Slot, hosted: Hosted, path: Path, share: float | None) -> list[Hosted]:
         """Let the name point to a new version; return the versions that go."""

@@ -5,7 +5,8 @@ others answer, and connections that come meanwhile wait in the socket's queue. W
 torch's threads and locks don't survive a fork). A spare process with its libraries loaded stands by, so that a dead
 worker's place is taken as fast as the models load. A worker that dies after it was ready is replaced at once, then
 after 0.5, 1, 2 and at most 4 s while it keeps dying within a minute. A model that can't be loaded, or workers that die
-again and again while they load, end the whole with that error. Not here: what a worker does (see `worker`).
+again and again while they load, end the whole with that error. What workers count and what clients may still ask lies
+in memory that all of them share. Not here: what a worker does (see `worker`), and clients' orders (see `orders`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from typing import Any
 
 from deepseek.errors import BundleError, ConfigError, DeepSeekError
 from deepseek.serve.child import Child
+from deepseek.serve.monitoring.together import fold
 from deepseek.serve.options import ServerOptions
+from deepseek.serve.orders import OrderBook
 from deepseek.serve.running import Listening
+from deepseek.serve.seat import Shared
 from deepseek.serve.sockets import bind, reserve
 
 _LOG = logging.getLogger("deepseek.serve")
@@ -82,6 +86,8 @@ class Supervisor:
         self._spare: Child | None = None
         self._hang_seconds, self._load_seconds, self._drain_seconds = hang_seconds, load_seconds, drain_seconds
         self._posts = [_Post(number) for number in range(workers)]
+        self._shared = Shared(workers)
+        self._book = OrderBook()
         self._signals: list[int] = []
         self._stopping = False
         self._kill_at = float("inf")
@@ -113,6 +119,7 @@ class Supervisor:
                     time.sleep(_TURN_SECONDS)
             finally:
                 self._end_all()
+                self._shared.close()
 
     def _turn(self, on_ready: Callable[[Listening], None] | None) -> None:
         """Look after everyone once."""
@@ -130,6 +137,7 @@ class Supervisor:
                 self._on_death(post, post.child, now)
             else:
                 self._check(post, post.child, now)
+        self._book.turn([post.child for post in self._posts if post.child is not None and post.child.ready is not None])
         if self.all_ready and not self._stopping:
             self._on_all_ready(on_ready)
 
@@ -139,8 +147,12 @@ class Supervisor:
         if spare is not None and spare.code is not None:
             spare.end(0.0)
             spare = None
-        post.child = spare or Child(self._command, self._listener)
-        post.child.begin({**self._wish, "number": post.number, "restarts": self.restarts})
+        post.child = spare or self._new_child()
+        wish = {"number": post.number, "restarts": self.restarts, "orders": list(self._book.past)}
+        post.child.begin({**self._wish, **wish})
+
+    def _new_child(self) -> Child:
+        return Child(self._command, self._listener, self._shared)
 
     def _on_all_ready(self, on_ready: Callable[[Listening], None] | None) -> None:
         ready = self._posts[0].child.ready if self._posts[0].child is not None else None
@@ -149,7 +161,7 @@ class Supervisor:
             if on_ready is not None:
                 on_ready(self._listening)
         if self._wants_spare and self._spare is None:
-            self._spare = Child(self._command, self._listener)
+            self._spare = self._new_child()
 
     def _check(self, post: _Post, child: Child, now: float) -> None:
         """Kill a worker that hangs, or that is not gone when it should be."""
@@ -168,6 +180,7 @@ class Supervisor:
     def _on_death(self, post: _Post, child: Child, now: float) -> None:
         post.child = None
         child.end(0.0)
+        fold(self._shared.board, post.number)
         if self._stopping:
             return
         was_ready = child.ready is not None
@@ -250,10 +263,6 @@ def supervise(
         raise ConfigError("the number of workers is out of range", found=workers, wanted="1 to 256")
     if os.name != "posix":
         raise ConfigError("workers need a POSIX system", fix="serve without --workers")
-    if options.allow_admin and workers > 1:
-        raise ConfigError(
-            "a client's load or unload would reach one worker only", fix="--watch, or SIGHUP, or 1 worker"
-        )
     options.safety.keys(options.host)
     options.safety.tls()
     with ExitStack() as sockets:

@@ -1,9 +1,9 @@
 """One of several processes that serve on the same port, and its line to the supervisor.
 
 The line is a pair of sockets that carry one JSON object a line. The supervisor's first says what to serve; later ones
-tell how often workers were restarted. The worker's say that it is ready (and where it listens), that it could not
-load, and, every second out of its event loop, that it lives. When the line breaks the supervisor is gone, and the
-worker drains and ends. Not here: starting and replacing workers (see `supervisor`).
+tell how often workers were restarted, and what clients ordered (see `orders`). The worker's say that it is ready (and
+where it listens), that it could not load, and, every second out of its event loop, that it lives. When the line breaks
+the supervisor is gone, and the worker drains and ends. Not here: starting and replacing workers (see `supervisor`).
 """
 
 from __future__ import annotations
@@ -12,38 +12,22 @@ import asyncio
 import importlib.util
 import json
 import logging
-import os
 import socket
 import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from deepseek.errors import ConfigError, DeepSeekError
+from deepseek.serve.errands import Errands
+from deepseek.serve.heap import SteadyHeap
+from deepseek.serve.monitoring.board import Board
 from deepseek.serve.options import Models, ServerOptions
+from deepseek.serve.seat import Place, Seat
+from deepseek.serve.security.rates import SharedRates
+from deepseek.serve.shared_file import SharedFile
 
 _LOG = logging.getLogger("deepseek.serve")
-PLACE = "DEEPSEEK_WORKER"
-"""Environment variable that tells a worker its file descriptors."""
 BEAT_SECONDS = 1.0
-
-
-class Place(NamedTuple):
-    """The descriptors that a worker has inherited."""
-
-    listener: int
-    line: int
-
-    def to_text(self) -> str:
-        """Return it for the environment."""
-        return json.dumps(self._asdict())
-
-    @classmethod
-    def from_environment(cls) -> Place:
-        """Return this process's. Raises ConfigError where no supervisor started it."""
-        text = os.environ.pop(PLACE, "")
-        if not text:
-            raise ConfigError("this process is no worker of a supervisor", fix="deepseek serve --workers 2 BUNDLE")
-        return cls(**json.loads(text))
 
 
 class Line:
@@ -83,7 +67,8 @@ class Worker:
         self._line = Line(socket.socket(fileno=self._place.line))
         self._listener = socket.socket(fileno=self._place.listener)
         self._facts: dict[str, Any] = {}
-        self._beating: asyncio.Task[None] | None = None
+        self._errands = Errands(self._line.send)
+        self._tasks: list[asyncio.Task[None]] = []
 
     def run(self, models: Models | None = None) -> int:
         """Load the libraries, then serve what the supervisor says (or `models`) until told to end.
@@ -96,6 +81,7 @@ class Worker:
             return 1
         wish, *later = messages
         self._facts = {"worker": wish["number"], "workers": wish["workers"], "restarts": wish["restarts"]}
+        self._past = wish["orders"]
         for message in later:
             self._facts |= message
         options = ServerOptions.model_validate_json(json.dumps(wish["options"]))
@@ -112,40 +98,66 @@ class Worker:
             messages = self._line.read()
         return messages
 
+    def _seat(self) -> Seat:
+        number = self._facts["worker"]
+        board, rates = Board(SharedFile(self._place.board)), SharedRates(SharedFile(self._place.rates), number)
+        return Seat(number, self._listener, lambda: self._facts, board, rates, self._errands.pass_on)
+
     def _serve(self, models: Models, options: ServerOptions) -> int:
         from deepseek.serve.running import Running
 
-        running = self._running = Running(
-            models, options, bound=self._listener, worker=self._facts["worker"], facts=lambda: self._facts
-        )
+        running = self._running = Running(models, options, self._seat())
 
         def checked(problem: DeepSeekError | None) -> None:
             if problem is not None:
                 running.problem = problem
                 running.server.should_exit = True
             else:
-                self._line.send({"ready": running.listening._asdict()})
+                SteadyHeap(running.service).__enter__()  # for good: the process ends with the server
+                self._tasks.append(asyncio.get_running_loop().create_task(self._get_ready()))
 
-        running.run(checked, beside=self._begin_beating)
+        running.run(checked, beside=self._begin)
         if running.problem is not None:
             raise running.problem
         return 0
 
-    def _begin_beating(self) -> None:
+    def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
         self._line.end.setblocking(False)
-        self._beating = asyncio.get_running_loop().create_task(self._beat())
+        self._errands.begin()
+        loop.add_reader(self._line.end, self._hear)
+        self._tasks.append(loop.create_task(self._beat()))
+
+    async def _get_ready(self) -> None:
+        """Do what clients ordered before, and tell the supervisor that this worker serves."""
+        await self._errands.catch_up(self._running.service, self._past)
+        self._line.send({"ready": self._running.listening._asdict()})
+
+    def _hear(self) -> None:
+        """Take what the supervisor says."""
+        messages = self._line.read()
+        if messages is None:
+            self._end()
+            return
+        for message in messages:
+            if "restarts" in message:
+                self._facts = {**self._facts, **message}
+            else:
+                self._errands.hear(message, self._running.service)
 
     async def _beat(self) -> None:
-        """Tell the supervisor that the event loop turns, and hear what it says."""
-        while True:
-            messages = self._line.read()
-            for message in messages or ():
-                self._facts = {**self._facts, **message}
-            if messages is None or not self._line.send({"beat": True}):
-                _LOG.error("the supervisor is gone: this worker ends")
-                self._running.server.should_exit = True
-                return
+        """Tell the supervisor that the event loop turns, and the other workers what this one has counted."""
+        while self._line.send({"beat": True}):
+            self._running.metrics.publish()
             await asyncio.sleep(BEAT_SECONDS)
+        self._end()
+
+    def _end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._line.end)
+        self._errands.close()
+        if not self._running.server.should_exit:
+            _LOG.error("the supervisor is gone: this worker ends")
+        self._running.server.should_exit = True
 
 
 def _load_libraries() -> None:

@@ -20,7 +20,7 @@ from deepseek.errors import ConfigError, DataError, ModelError
 from deepseek.metrics.classification import Accuracy
 from deepseek.metrics.error_rate import ErrorCount, character_items
 from deepseek.nn.losses import IGNORE, check_smoothing, cross_entropy_sum
-from deepseek.tasks.inputs import call_model, target
+from deepseek.tasks.inputs import call_model, input_names, target
 from deepseek.tasks.task import Batch, Loss, LossSum
 
 
@@ -81,7 +81,12 @@ class SequenceToSequence:
                 found=type(model).__name__,
                 wanted="a method generate and config.eos_id, as T5 and Whisper have",
             )
-        kept = {key: value for key, value in inputs.items() if key not in ("labels", "decoder_input_ids")}
+        names = input_names(type(model))
+        kept = {
+            key: value
+            for key, value in inputs.items()
+            if key not in ("labels", "decoder_input_ids") and (names.takes_any or key in names.known)
+        }
         limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         return [_answer(row[1:], config) for row in write(**kept, **limit).tolist()]
 

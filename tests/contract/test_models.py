@@ -262,9 +262,7 @@ def test_every_parameter_gets_a_gradient(toy: str) -> None:
 
 
 @every_toy
-def test_gradient_checkpointing_where_offered_changes_memory_alone(toy: str) -> None:
-    if not hasattr(config_of(toy), "gradient_checkpointing"):
-        return
+def test_gradient_checkpointing_changes_memory_alone(toy: str) -> None:
     saved, found = {}, {}
     for enabled in (False, True):
         model = noisy(toy).train()
@@ -347,7 +345,7 @@ def test_exports(toy: str) -> None:
 # --- bad input
 
 
-def wrong_inputs(inputs: Inputs, config: Any) -> Iterator[tuple[str, str, Inputs]]:
+def wrong_inputs(inputs: Inputs, config: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (what is wrong, the input's name, the changed inputs), found from names, types and the longest text."""
     for name, value in inputs.items():
         for problem, wrong in wrong_values(name, value):
@@ -358,18 +356,29 @@ def wrong_inputs(inputs: Inputs, config: Any) -> Iterator[tuple[str, str, Inputs
         yield "length", "input_ids", {name: x.repeat(1, copies) for name, x in inputs.items() if x.shape == ids.shape}
 
 
-def wrong_values(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+def wrong_values(name: str, value: Tensor) -> Iterator[tuple[str, Any]]:
     """Yield (what is wrong, the value) for one input."""
     yield "rank", value.unsqueeze(-1)
+    yield "rank", value[0]
+    yield "rank", value.flatten()[0]
+    yield "type", value.tolist()
+    if value.is_floating_point() and value.dim() > 1:
+        yield "number format", (10 * value).long()
     if value.is_floating_point() and value.dim() > 3 and name != "memory":
         yield "channel count", value.repeat_interleave(2, dim=1)
     whole = not value.is_floating_point() and value.dtype != torch.bool
+    if whole and name.endswith("ids"):
+        yield "number format", value.float()
+        yield "length", value[:, :0]
     if whole and not any(word in name for word in ("mask", "length", "document", "segment", "step")):
         past = value.clone()
         past.view(-1)[-1] = 10**6
         yield "vocabulary", past
+        yield "vocabulary", -1 - value
     if "mask" in name:
         yield "mask shape", value[..., :-1]
+        yield "mask shape", torch.cat([value, value])
+        yield "number format", value.log()  # one to be added to scores: 0 and -inf
 
 
 @every_toy
@@ -385,7 +394,39 @@ def test_bad_input_is_answered_by_its_name(toy: str) -> None:
         except Exception as error:
             raise AssertionError(f"{problem} of {name}: {type(error).__name__} from deep inside: {error}") from error
         else:
-            pytest.fail(f"{problem} of {name}: accepted, shape {tuple(wrong[name].shape)}")
+            pytest.fail(f"{problem} of {name}: accepted, {wrong[name]}")
+
+
+@every_toy
+def test_inputs_that_belong_together_have_one_batch(toy: str) -> None:
+    """One sample more in one input is refused by a name, or answered (CLIP's towers): never an error from inside."""
+    model = fresh(toy).eval()
+    inputs = inputs_of(model)
+    with torch.no_grad():
+        before = [leaf.shape for leaf in outputs(model(**inputs))]
+        for name, batch in batch_dims(inputs_of(model, 1), inputs).items():
+            more = torch.cat([inputs[name], inputs[name].narrow(batch or 0, 0, 1)], dim=batch or 0)
+            try:
+                found = model(**{**inputs, name: more})
+            except ModelError as error:
+                assert any(other in str(error) for other in inputs)
+            else:
+                assert [leaf.shape for leaf in outputs(found)] != before
+
+
+@every_toy
+def test_numbers_of_another_width_are_taken(toy: str) -> None:
+    """NumPy's doubles, and bf16 from a loader, become the weights' number format: the answer stays the same."""
+    model = noisy(toy).eval()
+    inputs = inputs_of(model)
+    with torch.no_grad():
+        wanted = model(**inputs)
+        for dtype, tolerance in ((torch.float64, 1e-4), (torch.bfloat16, 0.2)):
+            other = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+            for one, two in zip(outputs(wanted), outputs(model(**other)), strict=True):
+                assert one.shape == two.shape and one.dtype == two.dtype
+                if one.is_floating_point():
+                    assert float((one - two).norm()) <= tolerance * float(one.norm())
 
 
 def test_every_template_has_a_toy() -> None:

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from deepseek.serve import BackgroundServer
+from deepseek.serve.hosted import Hosted
 from tests.fake_serving import FakeModel
 from tests.page_browser import browser, choose
 
@@ -174,8 +175,12 @@ def test_the_curl_command_does_the_same(open_page, server):
 
 
 def test_chinese_by_the_browsers_language_and_by_the_button(open_page, server):
-    page = open_page(server.url, locale="zh-CN")
+    page = open_page(server.url, locale="zh-CN", viewport={"width": 320, "height": 740})
     assert page.inner_text("#send") == "发送"
+    choose(page, "hello")
+    ask(page, "一行很长的文字" * 20)
+    finished(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
     assert page.get_attribute("html", "lang") == "zh-CN"
     page.click("#language")
     assert page.inner_text("#send") == "Send"
@@ -210,3 +215,29 @@ def test_all_of_it_works_by_keyboard(open_page, server):
     page.locator(".turn.assistant", has_text="there.").wait_for()
     finished(page)
     assert page.evaluate("document.activeElement.id") == "prompt"
+
+
+def test_a_version_of_a_language_model_can_be_chosen(open_page, server):
+    service = server.service
+    slot = service._slots["hello"]
+    other = Hosted("hello", FakeModel("Second.", end=True), service.limits, version="2")
+    other.verify()
+    other.engine.start()
+    slot.versions["2"] = other
+    service.set_weight("hello", "2", 0.5)
+    try:
+        page = open_page(server.url)
+        choose(page, "hello")
+        page.wait_for_selector("#version:visible")
+        for version, text in (("2", "Second."), ("1", "Hello")):
+            with page.expect_response(lambda response: "/page/model?name=hello" in response.url):
+                page.select_option("#version", version)
+            page.wait_for_function(
+                'v => document.querySelector(\'#code\').textContent.includes(`"version":"${v}"`)', arg=version
+            )
+            ask(page, "x")
+            page.locator("#log", has_text=text).wait_for()
+            finished(page)
+    finally:
+        service.set_weight("hello", "1", 1.0)
+        service.unload("hello", "2")

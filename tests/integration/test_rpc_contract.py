@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from deepseek.bundle import load
 from deepseek.serve import Service, create_app
-from deepseek.serve.rest.gateway import Guard
+from deepseek.serve.rest.door import Guard
 from deepseek.serve.rpc import RpcLimits, RpcServer, messages
 from deepseek.serve.security.keys import KeyRing
 from deepseek.serve.tensor.limits import TensorLimits

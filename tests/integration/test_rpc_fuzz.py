@@ -181,6 +181,7 @@ def test_any_method(client, name, raw):
             "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
             "grpc.health.v1.Health/Check",
             "deepseek.v1.TextGeneration/Generate",
+            "deepseek.v1.SpeechRecognition/StreamingRecognize",
         ]
     ),
     st.binary(max_size=40),

@@ -17,10 +17,11 @@ import websockets.sync.client
 
 from deepseek.errors import RequestError
 from deepseek.serve import BackgroundServer, Service, create_app
-from deepseek.serve.monitoring.metrics import NoMetrics
+from deepseek.serve.monitoring.metrics import PlainMetrics
 from deepseek.serve.options import Safety, ServerLimits
 from deepseek.serve.rest import protocol
-from deepseek.serve.rest.gateway import Gateway, Guard, hosts_for
+from deepseek.serve.rest.door import Guard, hosts_for
+from deepseek.serve.rest.gateway import Gateway
 from deepseek.serve.rest.paths import OPEN_ROUTES, route_of
 from deepseek.serve.security.keys import KeyRing, new_key
 from tests.fake_serving import FakeModel
@@ -236,7 +237,7 @@ def test_one_client_can_not_have_more_open_than_its_share():
         ]
         for thread in threads:
             thread.start()
-        while server._running.guard.limiter._open.get("address 127.0.0.1", 0) < 2:
+        while server._running.guard.limiter._rates._open.get("address 127.0.0.1", 0) < 2:
             time.sleep(0.005)
         third = httpx.post(server.url + COMPLETIONS, json=BODY)
         model.may_step.set()
@@ -245,7 +246,7 @@ def test_one_client_can_not_have_more_open_than_its_share():
         assert (third.status_code, third.headers["retry-after"]) == (429, "1")
         assert answers == [200, 200]
         assert httpx.post(server.url + COMPLETIONS, json=BODY).status_code == 200
-        assert not server._running.guard.limiter._open
+        assert not server._running.guard.limiter._rates._open
 
 
 def test_beyond_the_connections_that_may_be_open_503_with_retry_after():
@@ -329,7 +330,7 @@ class Socket:
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
             "extensions": dict.fromkeys(extensions, {}),
         }
-        gateway = Gateway(app, metrics=NoMetrics(), retry_after=lambda: 1, guard=guard)
+        gateway = Gateway(app, metrics=PlainMetrics(Service({})), retry_after=lambda: 1, guard=guard)
         asyncio.run(gateway(scope, None, send))
 
 
@@ -374,7 +375,7 @@ def test_what_goes_wrong_inside_is_not_told_outside(caplog):
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/v1/models", "raw_path": b"/v1/models", "headers": []}
-    asyncio.run(Gateway(app, metrics=NoMetrics(), retry_after=lambda: 1)(scope, None, send))
+    asyncio.run(Gateway(app, metrics=PlainMetrics(Service({})), retry_after=lambda: 1)(scope, None, send))
     assert sent[0]["status"] == 500 and b"secret" not in sent[1]["body"]
     request_id = dict(sent[0]["headers"])[b"x-request-id"].decode()
     assert request_id in caplog.text and "secret path" in caplog.text
@@ -393,5 +394,5 @@ def test_a_refusal_with_its_own_time_to_wait_keeps_it():
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/v1/models", "raw_path": b"/v1/models", "headers": []}
-    asyncio.run(Gateway(app, metrics=NoMetrics(), retry_after=lambda: 1)(scope, None, send))
+    asyncio.run(Gateway(app, metrics=PlainMetrics(Service({})), retry_after=lambda: 1)(scope, None, send))
     assert dict(sent[0]["headers"])[b"retry-after"] == b"7"

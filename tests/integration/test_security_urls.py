@@ -116,6 +116,23 @@ def test_another_host_scheme_or_spelling_is_refused_without_a_connection(url):
     assert connected == []
 
 
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://169.254.169.254/latest/meta-data/", "URLs on this host are not fetched"),
+        ("http://127.0.0.1/", "this host does not lead to public addresses only"),  # though it is allowed
+        ("http://private.example/", "this host does not lead to public addresses only"),
+        ("file:///etc/passwd", "only http and https URLs are fetched"),
+        ("http://user:pass@good.example/", "a URL with a user name or password is not fetched"),
+        ("http://good.example/ x", "the URL is too long or has characters that a URL can't have"),
+    ],
+)
+def test_a_url_that_is_refused_is_told_why(url, problem):
+    with other_side(b"") as (fetcher, _, _), pytest.raises(RequestError) as refused:
+        fetcher.get(url, 100)
+    assert refused.value.problem == problem
+
+
 def test_without_allowed_hosts_nothing_is_fetched_or_even_resolved():
     fetcher = Fetcher(resolve=lambda host, port: pytest.fail("it was resolved"))
     with pytest.raises(RequestError, match="not fetched"):
@@ -142,8 +159,9 @@ def test_addresses_of_the_open_internet(address):
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(status, location):
     with other_side(reply(b"", f"HTTP/1.1 {status} Moved", Location=location)) as (fetcher, connected, _):
-        with pytest.raises(RequestError, match="redirects are not followed"):
+        with pytest.raises(RequestError) as refused:
             fetcher.get("http://good.example/", 100)
+    assert (refused.value.status, refused.value.problem) == (400, "the URL leads elsewhere; redirects are not followed")
     assert len(connected) == 1
 
 

@@ -175,6 +175,10 @@ def test_a_body_that_is_no_proper_json_object_gets_400(client, body):
 def test_another_content_type_gets_415(server, headers):
     response = httpx.post(server.url + COMPLETIONS, content=b'{"prompt": "x"}', headers=headers)
     assert response.status_code == 415
+    packed = "compressed bodies are not read; send the body as it is"
+    found = headers.get("content-type", "none")
+    kind = f"the content type is not JSON; found '{found}'; wanted Content-Type: application/json"
+    assert response.json()["error"]["message"] == (packed if "content-encoding" in headers else kind)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +224,8 @@ def test_a_body_over_the_limit_gets_413_declared_or_chunked(client):
     big = b'{"prompt": "' + b"x" * (1 << 20) + b'"}'
     for content in (big, iter([big[:1000], big[1000:]])):
         response = client.post(COMPLETIONS, content=content, headers={"content-type": "application/json"})
-        assert response.status_code == 413
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "too_large")
+        assert "at most 1048576 bytes" in response.json()["error"]["message"]
 
 
 def test_a_body_at_the_limit_is_read(client):
@@ -273,6 +278,7 @@ def test_a_head_over_the_limit_gets_431_and_the_connection_is_closed(server, hea
     status, rest = raw(server, head)
     assert status == 431
     assert b"connection: close" in rest.lower()
+    assert json.loads(rest.partition(b"\r\n\r\n")[2])["error"]["message"] == "Request Header Fields Too Large"
 
 
 def test_a_head_sent_too_slowly_gets_408(monkeypatch):
@@ -289,6 +295,7 @@ def test_a_head_sent_too_slowly_gets_408(monkeypatch):
             except TimeoutError:
                 continue
         assert answer.startswith(b"HTTP/1.1 408")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"] == "Request Timeout"
 
 
 def test_a_body_that_does_not_arrive_gets_408(monkeypatch):
@@ -298,6 +305,8 @@ def test_a_body_that_does_not_arrive_gets_408(monkeypatch):
         status, rest = raw(slow, f"{head}Content-Length: 100\r\n\r\n".encode())
     assert status == 408
     assert b"connection: close" in rest
+    told = json.loads(rest.partition(b"\r\n\r\n")[2])["error"]["message"]
+    assert told == "the body did not arrive within 0.2 s; send it again"
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_ours(server, caplog):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Callable
 
 import pytest
 
 from deepseek.serve import BackgroundServer
+from deepseek.serve.hosted import Hosted
 from deepseek.serve.options import Safety
 from deepseek.serve.security.keys import new_key
-from tests.fake_tensor import LoneInput
+from deepseek.serve.tensor.limits import TensorLimits
+from tests.fake_tensor import FakeTensorModel, LoneInput
 
 PATH = "/v1/models/lone:predict"
 
@@ -128,3 +131,139 @@ def test_every_request_of_one_head_counts_for_the_rate():
         answers = [client.ask(request([1, 2, 3, 4])) for _ in range(5)]
     assert [status for status, _, _ in answers] == [200, 200, 200, 429, 429]
     assert int(answers[-1][1]["retry-after"]) >= 1
+
+
+def infer(values: list[float], more: dict[str, object] | None = None) -> bytes:
+    """Return the bytes of a request by the inference protocol."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, len(values)], "data": values}
+    return request([], "/v2/models/lone/infer", body=json.dumps({"inputs": [tensor], **(more or {})}).encode())
+
+
+ASKED = [
+    request([1, 2, 3, 4]),
+    request([1.25, -2, 1e3, 4]),
+    request([1, 2, 3]),
+    request([1, 2, 3, 4, 5]),
+    request([1, 2, "3", 4]),
+    request([], body=b'{"instances":[[1,2,3,4]],"instances":[[1,2,3,4]]}'),
+    request([], body=b'{"instances":[[1,2,3,4],[5,6,7,8]]}'),
+    request([], body=b'{"instances":[],"more":1}'),
+    request([], body=b"[" * 100_000),
+    request([], body=b'{"instances":[[1,2,3,4]],"\xff":1}'),
+    request([], body=b'{"instances":[' + b" " * 20_000 + b"[1,2,3,4]]}"),
+    request([], body=b""),
+    infer([1, 2, 3, 4]),
+    infer([1, 2, 3, 4], {"id": "mine"}),
+    infer([1, 2, 3]),
+    infer([1, 2, 3, 4], {"parameters": {"timeout": 1_000_000}}),
+    infer([1, 2, 3, 4], {"parameters": {"binary_data_output": True}}),
+    infer([1, 2, 3, 4], {"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}),
+    infer([1, 2, 3, 4], {"outputs": [{"name": "z"}]}),
+]
+
+
+@pytest.mark.parametrize("first", [ASKED[0], infer([1, 2, 3, 4])], ids=["predict", "infer"])
+def test_whatever_follows_a_known_head_gets_the_answer_of_a_new_connection(server, first):
+    for data in ASKED:
+        with Client(server) as client:
+            wanted = client.ask(data)
+        with Client(server) as client:
+            assert [client.ask(first)[0] for _ in range(3)] == [200, 200, 200]
+            found = client.ask(data)
+        assert found[0] == wanted[0]
+        assert without_ids(found) == without_ids(wanted)
+
+
+def without_ids(answer: tuple[int, dict[str, str], bytes]) -> tuple[dict[str, str], bytes]:
+    """Return headers and body without what differs from request to request or from second to second."""
+    headers = {name: value for name, value in answer[1].items() if name not in ("x-request-id", "date", "connection")}
+    return headers, answer[2].replace(answer[1]["x-request-id"].encode(), b"ID")
+
+
+def test_bodies_of_other_lengths_share_a_head(server):
+    with Client(server) as client:
+        for index in (1, 22, 333, 4444, 55555):
+            status, headers, body = client.ask(request([index, 0.5, 0, index]))
+            assert (status, sums(body)) == (200, [index + 0.5, index])
+            assert int(headers["content-length"]) == len(body)
+
+
+def test_a_length_that_is_wrong_is_not_believed(server):
+    good = request([1, 2, 3, 4])
+    head, _, body = good.partition(b"\r\n\r\n")
+    with Client(server) as client:
+        assert client.ask(good)[0] == client.ask(good)[0] == 200
+        longer = head.replace(b"Content-Length: ", b"Content-Length: 0") + b"\r\n\r\n" + body
+        assert sums(client.ask(longer)[2]) == [3.0, 7.0]
+        client.socket.sendall(head.replace(b"Content-Length: ", b"Content-Length: -") + b"\r\n\r\n" + body)
+        assert client.answer()[0] == 400
+
+
+def test_a_model_that_must_be_waited_for_counts_each_request_once():
+    slow = LoneInput()
+    slow.seconds = {1: 0.01}
+    with (
+        BackgroundServer({"lone": slow}, safety=Safety(requests_per_minute=24, concurrent=1)) as running,
+        Client(running) as client,
+    ):
+        assert [client.ask(request([1, 2, 3, 4]))[0] for _ in range(5)] == [200, 200, 200, 200, 429]
+
+
+def test_a_new_version_answers_on_a_connection_that_is_open():
+    other = LoneInput()
+    other.run = lambda inputs: {"y": inputs["x"][:, :2] * 0}
+    with BackgroundServer({"lone": LoneInput()}) as running, Client(running) as client:
+        assert [sums(client.ask(request([1, 2, 3, 4]))[2]) for _ in range(3)] == [[3.0, 7.0]] * 3
+        service = running._running.service
+        slot = service._slots["lone"]
+        hosted = Hosted("lone", other, service.limits, version="2")
+        hosted.verify()
+        hosted.engine.start()
+        with service._lock:
+            replaced = service._switch(slot, hosted, None, None)
+        assert [sums(client.ask(request([1, 2, 3, 4]))[2]) for _ in range(3)] == [[0.0, 0.0]] * 3
+        for old in replaced:
+            service._retire(old)
+        service.unload("lone")
+        assert client.ask(request([1, 2, 3, 4]))[0] == 404
+
+
+@pytest.mark.parametrize("size", [1, 300], ids=["short", "long"])
+def test_requests_whose_client_left_are_not_run(size):
+    slow = FakeTensorModel()
+    rows = {"x": ("FP32", 3, 1.0), "flag": ("BOOL", None, True), "word": ("BYTES", 1, "a" * 100)}
+    inputs = [
+        {
+            "name": name,
+            "datatype": datatype,
+            "shape": [size] if width is None else [size, width],
+            "data": [value] * (size * (width or 1)),
+        }
+        for name, (datatype, width, value) in rows.items()
+    ]
+    body = json.dumps({"inputs": inputs}).encode()
+    data = request([], "/v2/models/slow/infer", body=body)
+    with BackgroundServer({"slow": slow}, tensor_limits=TensorLimits(max_batch=1)) as running:
+        slow.may_run.clear()
+        first, others = Client(running), [Client(running) for _ in range(4)]
+        first.socket.sendall(data)
+        engine = running.service.find("slow").engine
+        wait_until(lambda: engine.stats().active == 1)
+        for client in others:
+            client.socket.sendall(data)
+        wait_until(lambda: engine.stats().waiting == 4)
+        for client in others:
+            client.__exit__()
+        wait_until(lambda: engine.stats().cancelled == 4)
+        before = slow.runs
+        slow.may_run.set()
+        assert first.answer()[0] == 200
+        first.__exit__()
+        assert slow.runs - before <= size
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -191,7 +191,6 @@ def test_without_a_file_the_line_is_for_a_pipe_and_the_key_for_the_eyes(monkeypa
         (["--allow-url-host", "http://x"], "URLs can be allowed"),
         (["--audit-log", "/nowhere/at/all/log"], "audit log"),
         (["--weights", "int3"], "weights"),
-        (["--allow-admin", "--workers", "2"], "one worker only"),
         (["--watch"], "folder to watch"),
     ],
 )

@@ -10,8 +10,11 @@ import httpx
 import pytest
 import torch
 
+from deepseek.data.audio.endpointer import EndpointSettings
 from deepseek.serve import BackgroundServer
 from deepseek.serve.speech.limits import StreamLimits
+from deepseek.serve.speech.model import speech_model
+from deepseek.serve.speech.recognizer import Recognizer
 from tests.fake_serving import FakeModel
 from tests.toy_speech import RATE, cut, pcm16, speech_bundle, spoken, text_of
 
@@ -80,7 +83,7 @@ def test_the_text_is_that_of_the_whole_recording(server, made, encoding):
     assert results[-1]["type"] == "final" and results[-1]["text"] == text_of(made, waveform) != ""
     assert done["type"] == "done" and done["seconds"] == pytest.approx(len(waveform) / RATE, abs=0.001)
     assert 0 < done["real_time_factor"] < 1000
-    for before, after in zip(results[:-1], results[1:], strict=True):
+    for before, after in zip(results[:-2], results[1:-1], strict=True):
         assert after["text"].startswith(before["text"]) and after["real_time_factor"] > 0 and after["latency_ms"] > 0
 
 
@@ -101,8 +104,11 @@ def test_a_final_text_comes_for_every_utterance_while_the_stream_goes_on(server,
     assert told_of["busy_seconds"] > 0 and told_of["audio_seconds"] >= done["seconds"] and told_of["utterances"] >= 2
     assert (first["type"], first["utterance"], second["utterance"], done["utterances"]) == ("final", 0, 1, 2)
     heard = torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.int16).float() / 32768
-    for one in (first, second):
-        assert one["text"] == text_of(made, heard[round(one["start"] * RATE) : round(one["end"] * RATE)])
+    recognizer = Recognizer(speech_model(made), RATE, endpoints=EndpointSettings(min_pause_ms=300.0))
+    wanted = [one for one in recognizer.push(heard) + recognizer.finish() if one.final]
+    for one, alone in zip((first, second), wanted, strict=True):
+        assert (one["text"], one["tokens"]) == (alone.text, list(alone.tokens))
+        assert (one["start"], one["end"]) == pytest.approx((alone.start, alone.end), abs=0.001)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +135,17 @@ def test_a_final_text_comes_for_every_utterance_while_the_stream_goes_on(server,
 def test_what_is_wrong_is_told_and_ends_the_stream(server, messages, said):
     message, code = refused(server, *messages)
     assert said in message and code == 1008
+
+
+def test_a_message_that_unpacks_to_far_more_than_it_is_ends_the_stream(server):
+    with opened(server) as socket:
+        socket.send(json.dumps(START))
+        assert json.loads(socket.recv(timeout=30))["type"] == "started"
+        assert "permessage-deflate" in socket.response.headers["sec-websocket-extensions"]
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.send(bytes(16 << 20))  # some 16 KB on the wire
+            socket.recv(timeout=30)
+    assert closed.value.rcvd.code == 1009
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"type": "start", "type": "start"}', "[" * 3000, "x" * 5000])

@@ -278,4 +278,10 @@ def test_options_make_what_they_say(redis):
             await state.sessions.append("s", turn(number))
         assert await state.sessions.load("s") == [*turn(2), *turn(3)]
 
+        async def left(client):
+            return [await client.pttl(name) for name in await client.keys("deepseek:session:*")]
+
+        (milliseconds,) = await state.links[1].call(left)
+        assert 0 < milliseconds <= 3_600_000  # an hour after the last turn Redis lets it go
+
     run(story, state)

@@ -8,7 +8,6 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -16,85 +15,20 @@ import pytest
 from deepseek.errors import BundleError, ConfigError
 from deepseek.serve import serve
 from deepseek.serve.child import Child
-from deepseek.serve.options import Safety, ServerLimits, ServerOptions
+from deepseek.serve.options import ServerOptions
+from deepseek.serve.seat import Shared
 from deepseek.serve.sockets import bind, reserve
-from deepseek.serve.supervisor import Supervisor, SupervisorError
+from deepseek.serve.supervisor import SupervisorError
 from tests.fake_serving import FakeModel
+from tests.supervised import ROOT, WORKER, Supervised, supervised
 
-ROOT = Path(__file__).parents[2]
-WORKER = """
-import sys
-from deepseek.serve.worker import Worker
-from tests.fake_serving import FakeModel
-
-sys.exit(Worker().run({"m": FakeModel("fine ", step_seconds=0.002)}))
-"""
 BODY = {"prompt": "x", "max_tokens": 5}
-
-
-class Supervised:
-    """A supervisor in a thread of this process, with `workers` processes."""
-
-    def __init__(self, script: str, workers: int = 2, hang_seconds: float = 15.0) -> None:
-        options = ServerOptions(limits=ServerLimits(drain_seconds=20.0), safety=Safety(api_key="k-1"))
-        self.listener = bind("127.0.0.1", 0)
-        self.listener.listen(128)
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.supervisor = Supervisor(
-            {"models": {}, "options": options.model_dump(mode="json")},
-            self.listener,
-            workers,
-            command=(sys.executable, "-c", script),
-            hang_seconds=hang_seconds,
-        )
-        self.ready = threading.Event()
-        self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run)
-        self.client = httpx.Client(base_url=self.url, timeout=60, headers={"authorization": "Bearer k-1"})
-
-    def _run(self) -> None:
-        try:
-            self.supervisor.run(lambda _: self.ready.set())
-        except BaseException as error:
-            self.error = error
-
-    def __enter__(self) -> Supervised:
-        self.thread.start()
-        while not self.ready.wait(0.1):
-            if not self.thread.is_alive():
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.supervisor.stop()
-        self.thread.join(60)
-        self.client.close()
-        self.listener.close()
-
-    def health(self) -> dict:
-        with httpx.Client(timeout=60) as fresh:  # each on a connection of its own, so that any worker may answer
-            return fresh.get(self.url + "/health").json()
-
-    def wait_until(self, condition, seconds: float = 60.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.thread.is_alive(), self.error
-            assert time.monotonic() < deadline, "it never came true"
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def pair():
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)
-    try:
-        with Supervised(WORKER, hang_seconds=3.0) as running:
-            assert running.ready.is_set(), running.error
-            yield running
-    finally:
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
-    assert running.error is None
-    assert running.supervisor.pids() == [None, None]
+    with supervised(hang_seconds=3.0) as running:
+        yield running
 
 
 def test_kill_9_of_a_worker_under_load_fails_only_what_it_was_answering(pair):
@@ -226,10 +160,10 @@ def test_a_worker_whose_supervisor_is_gone_ends(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     with bind("127.0.0.1", 0) as listener:
         listener.listen()
-        child = Child((sys.executable, "-c", WORKER), listener)
+        child = Child((sys.executable, "-c", WORKER), listener, Shared(1))
         try:
             options = ServerOptions().model_dump(mode="json")
-            child.begin({"models": {}, "options": options, "number": 0, "workers": 1, "restarts": 0})
+            child.begin({"models": {}, "options": options, "number": 0, "workers": 1, "restarts": 0, "orders": []})
             deadline = time.monotonic() + 60
             while child.ready is None:
                 assert time.monotonic() < deadline and child.code is None

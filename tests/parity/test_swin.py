@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from deepseek.errors import ConfigError, ModelError
 from deepseek.models.factory import build
@@ -129,6 +130,18 @@ def test_shifted_windows_equal_a_loop_over_pairs_of_places(size: tuple[int, int]
             weights = torch.stack(scores).softmax(0)
             out.append(sum(w * value[*other, head] for w, other in zip(weights, seen, strict=True)))
         torch.testing.assert_close(found[0, row, column], layer.out(torch.cat(out)))
+
+
+def test_one_program_is_compiled_for_all_sizes() -> None:
+    torch.compiler.reset()
+    model = Swin(SwinConfig(patch_size=2, width=4, depths=[2, 1], num_heads=[1, 2], window_size=3, num_labels=3)).eval()
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for size in ((16, 26), (19, 30), (36, 24)):
+        pixels = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(pixels), model(pixels), atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1
 
 
 def test_windows_are_joined_as_they_were_cut() -> None:

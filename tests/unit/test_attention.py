@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from deepseek.errors import ModelError
 from deepseek.models.gpt import GPT
@@ -140,3 +141,16 @@ def test_dropout_in_attention_drops_in_training_only() -> None:
     torch.testing.assert_close(model(ids), model(ids))
     model.train()
     assert (model(ids) - model(ids)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("key_heads", [4, 2], ids=["heads", "grouped"])
+def test_one_program_is_compiled_for_all_lengths(key_heads: int) -> None:
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend=counter)
+    for batch, time in ((3, 5), (5, 7), (6, 12)):
+        query, key = torch.randn(batch, 4, time, 8), torch.randn(batch, key_heads, time, 8)
+        with torch.no_grad():
+            found = compiled(query, key, key, causal=True)
+        torch.testing.assert_close(found, attention(query, key, key, causal=True), atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1

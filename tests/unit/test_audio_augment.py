@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from deepseek.data.audio import (
     AddNoise,
+    AddSilence,
     SpecAugment,
     SpecMix,
     add_noise,
@@ -212,3 +213,23 @@ def test_folders_of_noise_that_hold_none(tmp_path: Path) -> None:
 def test_wrong_settings(make) -> None:
     with pytest.raises(ConfigError):
         make()
+
+
+def test_silence_goes_around_the_sound_and_is_quiet() -> None:
+    sound = torch.ones(2, 800)
+    stage = AddSilence(before_ms=200.0, after_ms=400.0, level_db=(-60.0, -40.0))
+    before, after = [], []
+    for seed in range(60):
+        found = stage.apply({"waveform": sound, "sample_rate": 8000}, np.random.default_rng(seed))["waveform"]
+        first = int((found[0] == 1).nonzero()[0])
+        assert torch.equal(found[:, first : first + 800], sound)
+        quiet = torch.cat([found[:, :first], found[:, first + 800 :]], dim=1)
+        assert -61 < 10 * np.log10(float(quiet.square().mean())) < -39
+        before.append(first)
+        after.append(found.shape[1] - first - 800)
+    assert 0 <= min(before) < 400 and 1200 < max(before) <= 1600 and 2400 < max(after) <= 3200
+    same = AddSilence(probability=0.0).apply({"waveform": sound, "sample_rate": 8000}, np.random.default_rng(0))
+    assert torch.equal(same["waveform"], sound)
+    for settings_ in ({"before_ms": -1.0}, {"level_db": (-10.0, -20.0)}, {"probability": 2.0}):
+        with pytest.raises(ConfigError):
+            AddSilence(**settings_)

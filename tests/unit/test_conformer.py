@@ -98,6 +98,7 @@ def test_published_sizes(size: str, layers: int, width: int, heads: int, million
         ({"encoder": {"d_model": 512, "attention_heads": 7}}, "nearest that fits: attention_heads 8"),
         ({"encoder": {"d_model": 15}}, "multiple of 2"),
         ({"encoder": {"chunk_size": 4}}, "nearest that fits: causal true"),
+        ({"encoder": {"causal": True, "dynamic_chunks": True}}, "nearest that fits: chunk_size 16"),
         ({"encoder": {"causal": True, "left_chunks": 2}}, "nearest that fits: chunk_size 16"),
         ({"encoder": {"attention": "dynamic"}}, "'self' or 'dynamic_conv'"),
         ({"encoder": {"n_layers": 2}}, "did you mean 'num_layers'"),
@@ -190,6 +191,27 @@ def test_the_same_weights_run_with_and_without_chunks() -> None:
     model.config.encoder.chunk_size = 1000  # one chunk: as good as none
     torch.testing.assert_close(model(recording).ctc_logits, whole, atol=1e-5, rtol=1e-5)
     assert streamed(model, recording, [10]).shape == whole.shape
+
+
+def test_dynamic_chunks_train_for_whole_recordings_and_for_chunks() -> None:
+    static = {"causal": True, "left_chunks": None, "dropout": 0.0, "conv_norm": "layer"}
+    model = toy(**static, chunk_size=2, dynamic_chunks=True)
+    recording, lengths = features(67, 2), torch.tensor([67, 50])
+    wanted = {None: toy(**static, chunk_size=None)(recording, lengths).ctc_logits}
+    for size in (1, 2, 3, 4):
+        wanted[size] = toy(**static, chunk_size=size)(recording, lengths).ctc_logits
+    torch.testing.assert_close(model(recording, lengths).ctc_logits, wanted[None])
+    model.train()
+    seen = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        found = model(recording, lengths).ctc_logits
+        seen += [size for size, logits in wanted.items() if torch.allclose(found, logits, atol=1e-5)]
+    assert set(seen) == set(wanted) and 10 < seen.count(None) < 30 and len(seen) == 40
+    model.eval()
+    alone = torch.cat([streamed(model, recording[:1], [9]), toy(**static, chunk_size=None)(recording[:1])[0]])
+    torch.testing.assert_close(alone[:1], toy(**static, chunk_size=2)(recording[:1]).ctc_logits)
+    assert not torch.allclose(alone[0], alone[1])
 
 
 @every_variant

@@ -1,4 +1,4 @@
-"""Stages that learn from training samples: an alphabet, the mean and spread of columns, their categories."""
+"""Stages that learn from training samples: an alphabet, means and spreads of columns and features, categories."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deepseek.config import parse_yaml
-from deepseek.data import Pipeline
+from deepseek.data import GlobalMeanVarianceNorm, Pipeline
 from deepseek.data.spell_text import SpellText
 from deepseek.data.table_columns import TableColumns
 from deepseek.errors import ConfigError, DataError
@@ -93,3 +93,25 @@ def test_texts_are_spelled_and_read_back():
     assert [stage.spelled(row) for row in batch["labels"].tolist()] == ["zero", "one"]
     dropping = SpellText(alphabet="ez", unknown="drop")
     assert Pipeline([dropping])([{"text": "zero"}])["labels"].tolist() == [[2, 1]]
+
+
+def test_frames_are_scaled_by_the_statistics_of_all_training_frames():
+    draw = torch.Generator().manual_seed(0)
+    samples = [{"input_features": 3 + 5 * torch.randn(frames, 4, generator=draw)} for frames in (7, 1, 40)]
+    for sample in samples:
+        sample["input_features"][:, 3] = 1000.0  # does not vary
+    stage = GlobalMeanVarianceNorm().learned(iter(samples))
+    whole = torch.cat([sample["input_features"] for sample in samples]).double().numpy()
+    np.testing.assert_allclose(stage.means, whole.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(stage.stds, [*whole.std(axis=0)[:3], 1.0], rtol=1e-6)
+    made = Pipeline([stage])
+    scaled = torch.cat([made(sample)["input_features"] for sample in samples])
+    np.testing.assert_allclose(scaled[:, :3], (whole[:, :3] - stage.means[:3]) / stage.stds[:3], atol=1e-5)
+    again = Pipeline.from_config(parse_yaml(dump_yaml({"stages": made.to_config()})).value["stages"])
+    assert torch.equal(again(samples[0])["input_features"], scaled[:7])
+    with pytest.raises(DataError, match="number of features"):
+        made({"input_features": torch.zeros(3, 5)})
+    with pytest.raises(DataError, match="learned"):
+        Pipeline([GlobalMeanVarianceNorm()])(samples[0])
+    with pytest.raises(ConfigError, match="belong together"):
+        GlobalMeanVarianceNorm(means=(1.0,))

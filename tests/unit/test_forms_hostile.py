@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import math
 import struct
@@ -129,11 +130,14 @@ def test_images(forms: dict[str, Any], case: int) -> None:
     assert (error.status, error.field) == (status, field)
 
 
-def test_a_bomb_costs_nothing(forms: dict[str, Any]) -> None:
-    data = png_claiming(60_000, 60_000)
-    refusal(forms, "image", data)
+@pytest.mark.parametrize("kind", ["image", "volume"])
+def test_a_bomb_costs_nothing(forms: dict[str, Any], kind: str) -> None:
+    """A picture of 11 GB by its header, and 40 MB in as many KB of gzip."""
+    packed = gzip.compress(b"\x5c\x01\0\0" + bytes(40 << 20), 9)
+    data = png_claiming(60_000, 60_000) if kind == "image" else packed
+    assert refusal(forms, kind, data).status == (413 if kind == "image" else 400)
     tracemalloc.start()
-    refusal(forms, "image", data)
+    refusal(forms, kind, data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20

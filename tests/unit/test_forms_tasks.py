@@ -236,7 +236,7 @@ def test_a_recording_is_written_down(tmp_path: Path, ending: str, decoding: str)
     wave = 0.3 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(1))
     write_audio(tmp_path / "data" / f"one.{ending}", wave.clamp(-1, 1), 16000)
     form = form_of(made)
-    assert (form.takes, form.gives, form.needs_model) == ("audio", "text", True)
+    assert (form.takes, form.gives, form.needs_model) == ("audio", "text", decoding == "rescore")
     sample = open_reader(tmp_path / "data", kind="audio").read(0)
     (tokens,) = predicted(made, {**sample, "text": "abc"}, "input_features", "lengths")
     answer = answered(form, made, (tmp_path / "data" / f"one.{ending}").read_bytes())
@@ -371,10 +371,13 @@ def test_answers_need_the_inputs_of_the_form(tmp_path: Path) -> None:
         form.to_answer(dict(inputs), {"logits": np.zeros((1, 3), np.float32)})
 
 
+HEARD = [{"name": "Resample", "target_sr": 16000}, {"name": "WhisperFeatures", "n_mels": 16, "max_frames": 100}]
+
 STAGES: dict[str, tuple[str, list[Any] | None]] = {
     "bert": ("classification", [TOKENIZE]),
     "bert_mlm": ("masked_lm", [TOKENIZE]),
     "clip": ("contrastive", [TOKENIZE, Resize(size=16), Normalize()]),
+    "clip_sound": ("contrastive", [TOKENIZE, Resize(size=16), Normalize(), *HEARD]),
     "conformer": ("speech_recognition", SPEECH),
     "dit": ("diffusion", None),
     "gpt": ("language_modeling", None),
@@ -384,6 +387,7 @@ STAGES: dict[str, tuple[str, list[Any] | None]] = {
     "t5": ("seq2seq", [TOKENIZE]),
     "unet": ("segmentation", [Resize(size=32), Normalize()]),
     "unet3d": ("segmentation", [Resize(size=8)]),
+    "whisper": ("seq2seq", [TOKENIZE, *HEARD]),
     "xl": ("segment_language_modeling", None),
     "yolo": ("detection", [Letterbox(size=64)]),
 }

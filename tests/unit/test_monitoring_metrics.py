@@ -18,12 +18,13 @@ from deepseek.serve.monitoring.alerts import AlertLimits, alerts, alerts_yaml
 from deepseek.serve.monitoring.collect import Sources
 from deepseek.serve.monitoring.dashboard import build_dashboard, dashboard_json
 from deepseek.serve.monitoring.definitions import BY_NAME, DEFINITIONS, SCRAPED
-from deepseek.serve.monitoring.metrics import NoMetrics, PrometheusMetrics, build_metrics
+from deepseek.serve.monitoring.metrics import PlainMetrics, PrometheusMetrics, build_metrics
 from deepseek.serve.monitoring.process import process_samples
 from deepseek.serve.monitoring.profile import make_profile
 from deepseek.serve.monitoring.promql import Selected, grouped_labels, selectors
 from deepseek.serve.monitoring.watch import Watches
 from deepseek.serve.rest import app
+from deepseek.serve.security.limits import RateLimiter
 from deepseek.serve.speech.session import Streams
 from deepseek.serve.state.options import StateOptions, build_state
 from deepseek.serve.text.events import Done
@@ -51,7 +52,8 @@ def scraped():
 
     def metrics_of(service, *others, **more):
         facts = {"workers": 2, "restarts": 1}
-        sources = Sources(UpCache(state.cache), state.sessions.stats, watches, Streams(service).stats, lambda: facts)
+        streams, limiter = Streams(service), RateLimiter(60)
+        sources = Sources(UpCache(state.cache), state.sessions.stats, watches, streams.stats, lambda: facts, limiter)
         made.append((service, PrometheusMetrics(service, sources)))
         return made[0][1]
 
@@ -212,7 +214,7 @@ def test_a_model_that_is_not_ready_is_told_and_its_engine_not_asked():
     assert 'deepseek_model_ready{model="say",version="1"} 0.0' in text
     assert "deepseek_queue_depth" not in text and service.hosted["say"]._engine is None
     with pytest.raises(RequestError, match="prometheus-client"):
-        NoMetrics().render()
+        PlainMetrics(service).render()
 
 
 def test_times_of_answers_add_up():
@@ -224,15 +226,6 @@ def test_times_of_answers_add_up():
     assert float(lines['deepseek_time_to_first_token_seconds_sum{model="say"}']) == 0.75
     assert float(lines['deepseek_time_per_token_seconds_sum{model="say"}']) == 0.5
     assert float(lines['deepseek_time_per_token_seconds_count{model="say"}']) == 1
-
-
-def test_each_worker_tells_its_own_numbers():
-    metrics = PrometheusMetrics(Service({"say": FakeModel()}), Sources(facts=lambda: {"worker": 3, "restarts": 2}))
-    metrics.request("/ready", 200, 0.1)
-    metrics.answer("say", Done(0, "stop", 5, 0.5, 2.5))
-    families = text_string_to_metric_families(metrics.render()[0].decode())
-    samples = [sample for family in families for sample in family.samples]
-    assert len(samples) > 50 and all(sample.labels["worker"] == "3" for sample in samples)
 
 
 def test_the_process_tells_what_the_system_tells():

@@ -14,7 +14,7 @@ from deepseek.errors import RequestError
 from deepseek.serve.rest import body as request_body
 from deepseek.serve.rest import predict as predict_route
 from deepseek.serve.rest.body import parse_json
-from deepseek.serve.rest.gateway import Guard
+from deepseek.serve.rest.door import Guard
 from deepseek.serve.rest.tensor_data import from_json, from_raw, to_raw
 from deepseek.serve.tensor.datatypes import DATATYPES, numpy_dtype
 from tests.fake_tensor import FakeTensorModel, LoneInput

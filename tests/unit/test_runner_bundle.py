@@ -18,8 +18,8 @@ from deepseek.quantization import QuantConfig, quantize_model
 from deepseek.serve.text.engine import Done, Engine, EngineLimits, Event, Job, Piece, Ticket
 from deepseek.serve.text.models import BundleModel
 from deepseek.serve.text.paged_cache import page_shapes
+from deepseek.serve.text.past_runner import PastRunner
 from deepseek.serve.text.plan import StepPlan
-from deepseek.serve.text.single_runner import SingleRunner
 from tests.paged_texts import Text, answer, toy
 
 SIZES = {"gpt": {"max_length": 64}, "llama": {}, "deepseek_moe": {}, "lstm": {}, "transformer_xl": {}}
@@ -59,6 +59,16 @@ def served(model: BundleModel, prompts: list[list[int]], **limits: Any) -> list[
     return ["".join(event.text for event in inbox if isinstance(event, Piece)) for inbox in inboxes]
 
 
+def whole(plain: Any, tokenizer: Tokenizer, prompt: list[int]) -> str:
+    """Return the greedy answer of the model alone."""
+    found = plain.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=9,
+        logits_processor=[lambda ids, logits: logits.index_fill(1, torch.arange(270, 280), -torch.inf)],
+    )
+    return tokenizer.decode(found[0, len(prompt) :].tolist())
+
+
 @pytest.mark.parametrize(
     ("name", "bits"),
     [(name, 32) for name in SIZES] + [(name, bits) for name in ("gpt", "llama", "deepseek_moe") for bits in (8, 4)],
@@ -73,23 +83,25 @@ def test_every_bundle_answers_in_company_as_alone(saved: Saved, tokenizer: Token
     assert together == [served(model, [prompt])[0] for prompt in prompts]
     assert len(set(together)) > 1
     if bits == 32:
-        bundle = load(saved(name), device="cpu")
-        plain: Any = bundle.model
-        for prompt, text in zip(prompts, together, strict=True):
-            whole = plain.generate(
-                torch.tensor([prompt]),
-                max_new_tokens=9,
-                logits_processor=[lambda ids, logits: logits.index_fill(1, torch.arange(270, 280), -torch.inf)],
-            )
-            assert text == tokenizer.decode(whole[0, len(prompt) :].tolist())
+        plain = load(saved(name), device="cpu").model
+        assert together == [whole(plain, tokenizer, prompt) for prompt in prompts]
 
 
-@pytest.mark.parametrize(("name", "seed"), [("gpt", 0), ("llama", 1), ("llama", 2), ("deepseek_moe", 3), ("lstm", 4)])
-def test_answers_are_those_alone_under_random_arrivals_and_cancellations(saved: Saved, name: str, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "seed"), [("gpt", 0), ("llama", 1), ("llama", 2), ("deepseek_moe", 3), ("lstm", 4), ("transformer_xl", 5)]
+)
+def test_answers_are_those_alone_under_random_arrivals_and_cancellations(
+    saved: Saved, tokenizer: Tokenizer, name: str, seed: int
+) -> None:
     """Few pages, so that answers also lose theirs for a while; small steps; texts that begin alike."""
+    plain = load(saved(name), device="cpu").model
     model, chance = BundleModel.load(saved(name), "cpu"), random.Random(seed)
     limits = EngineLimits(block_size=4, max_active=4, max_batch_tokens=12)
-    per_page = 1 if name == "lstm" else 4 * sum(s.bytes_per_token for s in page_shapes(load(saved(name)).model, CPU))
+    per_page = (
+        1
+        if name in ("lstm", "transformer_xl")
+        else 4 * sum(s.bytes_per_token for s in page_shapes(load(saved(name)).model, CPU))
+    )
     engine = Engine(model, limits.model_copy(update={"kv_bytes": 14 * per_page}))
     begin = [chance.randrange(270) for _ in range(9)]
     asked: list[tuple[list[int], list[Event]]] = []
@@ -107,6 +119,7 @@ def test_answers_are_those_alone_under_random_arrivals_and_cancellations(saved: 
     for prompt, events in asked:
         assert isinstance(events[-1], Done)
         alone, text = served(model, [prompt])[0], "".join(e.text for e in events if isinstance(e, Piece))
+        assert alone == whole(plain, tokenizer, prompt)
         assert alone.startswith(text)
         assert events[-1].reason == "cancelled" or text == alone
         done += events[-1].reason != "cancelled"
@@ -114,7 +127,7 @@ def test_answers_are_those_alone_under_random_arrivals_and_cancellations(saved: 
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("name", ["gpt", "llama", "deepseek_moe", "lstm"])
+@pytest.mark.parametrize("name", list(SIZES))
 def test_every_form_of_weights_is_served(saved: Saved, name: str, weights: Any) -> None:
     model = BundleModel.load(saved(name), "cpu")
     texts = served(model, [[5, 6, 7], [5]], weights=weights)
@@ -128,8 +141,8 @@ def test_a_past_of_its_own_kind_is_read_in_any_pieces_and_again_after_a_new_begi
     vocab_size = plain.config.vocab_size
     prompts = [[chance.randrange(vocab_size) for _ in range(n)] for n in (1, 7, 25)]
 
-    def runner() -> SingleRunner:
-        return SingleRunner(plain, EngineLimits(block_size=4), vocab_size, 64, CPU)
+    def runner() -> PastRunner:
+        return PastRunner(plain, EngineLimits(block_size=4), vocab_size, 64, CPU)
 
     together = answer(runner(), [Text(n, prompt) for n, prompt in enumerate(prompts)], 6, chance)
     for number, prompt in enumerate(prompts):
@@ -141,7 +154,7 @@ def test_a_past_of_its_own_kind_is_read_in_any_pieces_and_again_after_a_new_begi
 
 def test_a_sequence_that_lost_its_past_or_got_it_from_others_is_read_from_its_history() -> None:
     plain = toy("lstm")
-    runner = SingleRunner(plain, EngineLimits(), plain.config.vocab_size, 64, CPU)
+    runner = PastRunner(plain, EngineLimits(), plain.config.vocab_size, 64, CPU)
     text = Text(0, [1, 2, 3, 4, 5])
     text.done = 4  # a shared beginning, as the scheduler thinks
     pages = list(range(runner.num_blocks))

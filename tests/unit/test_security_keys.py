@@ -112,3 +112,37 @@ def test_a_file_that_everyone_may_change_is_warned_of(tmp_path, caplog):
     file.chmod(0o666)
     KeyRing.read(file)
     assert "chmod o-w" in caplog.text
+
+
+def test_a_key_that_was_good_is_found_quickly_and_forgotten_with_the_file(tmp_path, monkeypatch):
+    (first, first_line), (second, second_line) = new_key("ann"), new_key("ann")
+    path = tmp_path / "keys.txt"
+    path.write_text(first_line)
+    ring = KeyRing.read(path)
+    assert [ring.allows(key) for key in (first, second)] == [KeyId("ann"), None]
+    slow = []
+    monkeypatch.setattr(ring, "_blind", lambda digest, blind=ring._blind: slow.append(digest) or blind(digest))
+    assert [ring.allows(first), ring.allows(first.encode())] == [KeyId("ann")] * 2 and not slow
+    assert ring.allows(second) is None and ring.allows(second) is None
+    assert len(slow) == 2 and len(ring._table.seen) == 1  # what is not good is kept nowhere
+    path.write_text(second_line)
+    assert ring.refresh(force=True)
+    assert [ring.allows(key) for key in (first, second)] == [None, KeyId("ann")]
+
+
+def test_keys_that_change_while_one_is_looked_up_leave_nothing_behind(tmp_path, monkeypatch):
+    (old, old_line), (_, new_line) = new_key("ann"), new_key("bob")
+    path = tmp_path / "keys.txt"
+    path.write_text(old_line)
+    ring = KeyRing.read(path)
+    blind = ring._blind
+
+    def change(digest):
+        monkeypatch.setattr(ring, "_blind", blind)
+        path.write_text(new_line)
+        ring.refresh(force=True)
+        return blind(digest)
+
+    monkeypatch.setattr(ring, "_blind", change)
+    ring.allows(old)
+    assert ring.allows(old) is None

@@ -70,7 +70,7 @@ def test_open_requests_are_counted_and_given_back():
     assert limiter.acquire("a") is None
     for client in "aab":
         limiter.release(client)
-    assert not limiter._open
+    assert not limiter._rates._open
 
 
 def test_memory_is_bounded_and_those_over_their_rate_are_remembered_longest():
@@ -79,7 +79,7 @@ def test_memory_is_bounded_and_those_over_their_rate_are_remembered_longest():
     for number in range(10_000):
         clock.now += 0.001
         limiter.check(f"address {number}")
-        assert len(limiter._full_at) <= 100
+        assert len(limiter._rates._full_at) <= 100
     assert limiter.check("address 9999") is not None
 
 

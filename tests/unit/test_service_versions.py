@@ -107,6 +107,19 @@ def test_a_bundle_that_crashes_while_it_is_opened_is_alone_with_that(folder, mon
     service.close()
 
 
+def test_a_bundle_with_a_link_out_of_it_fails_alone_and_the_server_is_ready(folder):
+    mlp_bundle(folder / "linked")
+    (folder / "linked" / "notes").symlink_to(folder.parent)
+    service = Service({"linked": folder / "linked", "good": FakeTensorModel()})
+    service.start()
+    service.verify()
+    assert service.ready and service.states() == {"linked": "failed", "good": "ready"}
+    assert status_of(lambda: service.find("linked")) == 503
+    (line,) = [line for line in service.index() if line["name"] == "linked"]
+    assert line["reason"] == "linked/notes is a link that leads out of linked"
+    service.close()
+
+
 def test_the_highest_version_serves_and_others_come_and_go(folder):
     service = served(folder)
     events = []

@@ -13,6 +13,7 @@ from deepseek.data.audio.features import (
     MeanVarianceNorm,
     PreEmphasis,
 )
+from deepseek.data.audio.global_norm import GlobalMeanVarianceNorm
 from deepseek.data.audio.resample import Resample
 from deepseek.data.pipeline.pipeline import Pipeline
 from deepseek.errors import ConfigError, DataError
@@ -25,6 +26,10 @@ ROADS = {
     "librosa": [LogMel(n_mels=40, style="librosa"), Cepstra(type="log_mel")],
     "librosa, hop beyond the window": [LogMel(n_mels=20, style="librosa", hop_ms=40.0), Cepstra(type="log_mel")],
     "up and sharpened": [Resample(target_sr=22050), PreEmphasis(), LogMel(n_mels=20), Cepstra(type="log_mel")],
+    "scaled": [
+        FeatureExtract(n_mels=3),
+        GlobalMeanVarianceNorm(means=(-8.0, -7.0, 0.5), stds=(2.0, 3.0, 0.25)),
+    ],
     "hop of its own": [LogMel(n_mels=40, hop_ms=5.0), Cepstra(type="log_mel")],
 }
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepseek.errors import RequestError
-from deepseek.serve.rest.gateway import Guard
+from deepseek.serve.rest.door import Guard
 from deepseek.serve.rest.schema import Message
 from deepseek.serve.security.keys import KeyRing, new_key
 from deepseek.serve.state.session_stores import MemoryStore
@@ -182,12 +182,13 @@ def test_the_same_id_under_another_key_is_another_session(tmp_path):
     assert asked[-1] == ["secret of anna", "ok. ", "again"]
 
 
-def test_fourteen_turns_through_the_route():
+def test_fourteen_turns_through_the_route_and_none_after_they_expired():
     model = FakeModel("ok. ", end=True, max_length=4096)
     asked = []
     encode = model.encode_chat
     model.encode_chat = lambda messages: asked.append(list(messages)) or encode(messages)
-    kept = keeper(max_turns=12)
+    clock = Clock()
+    kept = keeper(clock, max_turns=12)
     with client_of({"say": model}, sessions=kept) as client:
         for number in range(14):
             messages = [{"role": "user", "content": f"turn {number}"}]
@@ -195,8 +196,13 @@ def test_fourteen_turns_through_the_route():
                 messages.insert(0, {"role": "system", "content": "Be brief."})
             body = {"messages": messages, "session_id": "s-1", "max_tokens": 8, "stream": number % 2 == 1}
             assert client.post("/v1/chat/completions", json=body).status_code == 200
-    last = asked[-1]
-    assert last[0] == {"role": "system", "content": "Be brief."}
-    assert [one["content"] for one in last if one["role"] == "user"] == [f"turn {number}" for number in range(1, 14)]
-    messages = asyncio.run(kept.load("s-1"))
-    assert len(messages) == 1 + 2 * 12 and messages[1].content == "turn 2"
+        last = asked[-1]
+        assert last[0] == {"role": "system", "content": "Be brief."}
+        users = [one["content"] for one in last if one["role"] == "user"]
+        assert users == [f"turn {number}" for number in range(1, 14)]
+        messages = asyncio.run(kept.load("s-1"))
+        assert len(messages) == 1 + 2 * 12 and messages[1].content == "turn 2"
+        clock.now = 60.0  # a minute after the last turn it is forgotten
+        late = {"messages": [{"role": "user", "content": "and?"}], "session_id": "s-1", "max_tokens": 8}
+        assert client.post("/v1/chat/completions", json=late).status_code == 200
+    assert asked[-1] == [{"role": "user", "content": "and?"}]

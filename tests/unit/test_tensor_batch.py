@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek.serve.tensor.batch import Joiner, bucket
 from deepseek.serve.tensor.datatypes import ModelSignature, TensorSpec
+from deepseek.serve.tensor.derived import Derived, derived_axes
 
 FIXED = ModelSignature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 3)),))
 TEXT = ModelSignature(
@@ -59,3 +61,31 @@ def test_a_model_of_fixed_shape_has_one_key():
 def test_a_bucket_holds_its_length_and_wastes_less_than_half(size):
     assert size <= bucket(size) <= max(8, size * 3 // 2)
     assert bucket(bucket(size)) == bucket(size)
+
+
+@pytest.mark.parametrize(("offset", "stride"), [(0, 1), (-1, 2), (3, 4), (5, 8), (0, 9)])
+def test_a_size_that_follows_from_another_is_found_and_cut(offset, stride):
+    def run(inputs):
+        rows, size = inputs["x"].shape[:2]
+        return {"y": np.ones((rows, (size - offset) // stride, 3)), "z": np.zeros((rows, 5)), "w": np.zeros((rows, 7))}
+
+    axes = {"y": ("batch", "y_1", None), "z": ("batch", "z_1"), "w": ("batch", None)}
+    found = derived_axes(run, axes, "frames", lambda size: {"x": np.zeros((1, size, 4))}, 67)
+    assert found == {"y_1": Derived("frames", offset, stride)}  # z_1 never changes
+    signature = ModelSignature(
+        (TensorSpec("x", "FP64", (-1, -1, 4)),), (), {"x": ("batch", "frames", None)}, {}, axes, derived=found
+    )
+    joiner, requests = (
+        Joiner(signature, {"frames"}),
+        [{"x": np.zeros((rows, size, 4))} for rows, size in ((1, 30), (2, 24))],
+    )
+    for request, part in zip(requests, joiner.split(run(joiner.join(requests)), requests), strict=True):
+        assert part["y"].shape == run(request)["y"].shape
+
+
+def test_a_size_of_its_own_follows_from_nothing():
+    sizes = iter(range(100, 200))
+    found = derived_axes(
+        lambda inputs: {"y": np.ones((1, next(sizes)))}, {"y": ("batch", "y_1")}, "t", lambda size: {}, 40
+    )
+    assert found == {}

@@ -135,7 +135,7 @@ def test_generated_text_is_what_one_pass_would_say() -> None:
     assert bool((ended[0, 7:] == wanted[0, 7]).all())
     model.config.memory_length = 3
     assert model.generate(torch.randint(31, (1, 50)), 2).shape == (1, 52)  # a text longer than the memory
-    with pytest.raises(ModelError, match="no token"):
+    with pytest.raises(ModelError, match="input_ids is empty"):
         model.generate(ids[:, :0], 2)
 
 

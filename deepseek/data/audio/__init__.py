@@ -9,25 +9,30 @@ if TYPE_CHECKING:
     from deepseek.data.audio.endpoint import TrimSilence
     from deepseek.data.audio.endpointer import Endpointer, EndpointSettings, Segment, SpeechEvent, detect_speech
     from deepseek.data.audio.features import Cepstra, Deltas, FeatureExtract, LogMel, MeanVarianceNorm, PreEmphasis
+    from deepseek.data.audio.global_norm import GlobalMeanVarianceNorm
     from deepseek.data.audio.io import AudioInfo, audio_info, read_audio, stream_audio, write_audio
     from deepseek.data.audio.masking import band_mask, time_warp
     from deepseek.data.audio.mel import MelSettings
     from deepseek.data.audio.noise import AddNoise, add_noise, pink_noise
     from deepseek.data.audio.resample import Resample
     from deepseek.data.audio.resampling import ResampleStream, resample_audio
+    from deepseek.data.audio.silence import AddSilence
     from deepseek.data.audio.spec_augment import SpecAugment
     from deepseek.data.audio.spec_mix import SpecMix, mix_spectra
     from deepseek.data.audio.spectrogram import cepstra, fbank, log_mel, mfcc
     from deepseek.data.audio.speed import SpeedPerturb, change_speed
+    from deepseek.data.audio.whisper_features import WhisperFeatures
 
 __all__ = [
     "AddNoise",
+    "AddSilence",
     "AudioInfo",
     "Cepstra",
     "Deltas",
     "EndpointSettings",
     "Endpointer",
     "FeatureExtract",
+    "GlobalMeanVarianceNorm",
     "LogMel",
     "MeanVarianceNorm",
     "MelSettings",
@@ -40,6 +45,7 @@ __all__ = [
     "SpeechEvent",
     "SpeedPerturb",
     "TrimSilence",
+    "WhisperFeatures",
     "add_noise",
     "audio_info",
     "band_mask",
@@ -66,12 +72,14 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "AddNoise": "deepseek.data.audio.noise:AddNoise",
+        "AddSilence": "deepseek.data.audio.silence:AddSilence",
         "AudioInfo": "deepseek.data.audio.io:AudioInfo",
         "Cepstra": "deepseek.data.audio.features:Cepstra",
         "Deltas": "deepseek.data.audio.features:Deltas",
         "EndpointSettings": "deepseek.data.audio.endpointer:EndpointSettings",
         "Endpointer": "deepseek.data.audio.endpointer:Endpointer",
         "FeatureExtract": "deepseek.data.audio.features:FeatureExtract",
+        "GlobalMeanVarianceNorm": "deepseek.data.audio.global_norm:GlobalMeanVarianceNorm",
         "LogMel": "deepseek.data.audio.features:LogMel",
         "MeanVarianceNorm": "deepseek.data.audio.features:MeanVarianceNorm",
         "MelSettings": "deepseek.data.audio.mel:MelSettings",
@@ -84,6 +92,7 @@ __getattr__, __dir__ = lazy_names(
         "SpeechEvent": "deepseek.data.audio.endpointer:SpeechEvent",
         "SpeedPerturb": "deepseek.data.audio.speed:SpeedPerturb",
         "TrimSilence": "deepseek.data.audio.endpoint:TrimSilence",
+        "WhisperFeatures": "deepseek.data.audio.whisper_features:WhisperFeatures",
         "add_noise": "deepseek.data.audio.noise:add_noise",
         "audio_info": "deepseek.data.audio.io:audio_info",
         "band_mask": "deepseek.data.audio.masking:band_mask",

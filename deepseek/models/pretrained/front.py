@@ -74,12 +74,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, max_shard_size: int
     A checkpoint in `folder` is replaced as a whole; its other files (a tokenizer) stay. Raises ModelError for a model
     without a public counterpart or a folder that holds something else, StorageError when the disk refuses.
     """
-    config = getattr(model, "config", None)
-    if not isinstance(config, Config):
-        raise ModelError("only models of our templates can be saved this way", found=type(model).__name__)
-    family, described = _family_for(config)
-    _check_unchanged(model, config)
-    rules = family.rules(config)
+    family, described = _described(model)
+    rules = family.rules(model.config)
     tensors = []
     for names, tensor in stored_weights(model):
         source = next((found for name in names if (found := source_of(name, tensor.shape, rules))), None)
@@ -90,6 +86,24 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, max_shard_size: int
     described = {**described, "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
     write_folder(Path(folder), described, tensors, _bytes(max_shard_size))
     return Path(folder)
+
+
+def public_config(model: nn.Module) -> dict[str, Any]:
+    """Return the content of the config.json that `save_pretrained` would write, but for the number format.
+
+    Raises ModelError for a model without a public counterpart, as `save_pretrained` does.
+    """
+    return _described(model)[1]
+
+
+def _described(model: nn.Module) -> tuple[Family, dict[str, Any]]:
+    """Return the family of a model of ours, and the content of its config.json. Raises ModelError without one."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, Config):
+        raise ModelError("only models of our templates can be saved this way", found=type(model).__name__)
+    family, described = _family_for(config)
+    _check_unchanged(model, config)
+    return family, described
 
 
 def _check_unchanged(model: nn.Module, config: Config) -> None:

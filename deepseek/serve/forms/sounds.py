@@ -21,6 +21,7 @@ from torch import Tensor
 from deepseek.data.audio.io import AudioInfo, audio_info, read_audio
 from deepseek.data.audio.resample import Resample
 from deepseek.data.audio.wav import decode_samples, encode_samples, make_wav_header, read_wav_header
+from deepseek.data.audio.whisper_features import WhisperFeatures
 from deepseek.data.pipeline.stage import Stage, StageGroup
 from deepseek.errors import DataError, MissingExtraError, RequestError
 from deepseek.serve.forms.checks import TOO_LARGE, WRONG_KIND, bytes_of, object_schema, refused
@@ -42,6 +43,8 @@ class AudioTaker:
         self._road, self._limits = Road(stages), limits
         rates = [one.target_sr for one in stages if isinstance(one, Resample)]
         self._rate = rates[0] if rates else _USUAL_RATE
+        longest = min((one.seconds for one in stages if isinstance(one, WhisperFeatures)), default=math.inf)
+        self._second = int(self._rate * min(1.0, longest / 2))
         self.schema: Schema = {**object_schema({"b64": B64_SCHEMA}), "description": "WAV, FLAC or OGG, in base64"}
 
     def take(self, body: Any) -> Taken:
@@ -51,12 +54,12 @@ class AudioTaker:
         return Taken(self._road.batch([{"waveform": waveform, "sample_rate": rate}], "audio"), {})
 
     def example(self) -> Any:
-        """Return a tone of one second at the pipeline's rate."""
-        return {"b64": base64.b64encode(_tone(self._rate, self._rate)).decode("ascii")}
+        """Return a tone of one second, or less where the model takes none so long, at the pipeline's rate."""
+        return {"b64": base64.b64encode(_tone(self._rate, self._second)).decode("ascii")}
 
     def probes(self) -> Sequence[Any]:
         """Return tones of two lengths."""
-        return [_tone(self._rate, self._rate), _tone(self._rate, self._rate * 2)]
+        return [_tone(self._rate, self._second), _tone(self._rate, self._second * 2)]
 
 
 def decoded_sound(data: bytes, most_seconds: float) -> tuple[Tensor, int]:

@@ -24,6 +24,8 @@ class AlertLimits(Config):
     """Part of the queue that is in use."""
     refused_share: float = Field(0.05, gt=0, lt=1)
     """Part of the requests that get 429."""
+    limited_share: float = Field(0.2, gt=0, lt=1)
+    """Part of the requests that are over their client's own limit."""
     pages_share: float = Field(0.95, gt=0, le=1)
     """Part of the KV cache's pages that running answers hold."""
     anomaly_share: float = Field(0.05, gt=0, lt=1)
@@ -85,7 +87,15 @@ def _of_traffic(at: AlertLimits) -> tuple[Alert, ...]:
             "5m",
             "warning",
             "{{ $value | humanizePercentage }} of the requests are refused",
-            "The server is saturated, or clients are over their rate.",
+            "The server is saturated, or clients are over their rate: DeepseekLimited tells which.",
+        ),
+        Alert(
+            "DeepseekLimited",
+            f"sum (rate(deepseek_limited_total[5m])) / {requests} > {at.limited_share}",
+            "10m",
+            "info",
+            "{{ $value | humanizePercentage }} of the requests are over their client's own limit",
+            "A client is too eager, or guesses keys: the audit log tells who. Raise --rate if that is as it should be.",
         ),
         Alert(
             "DeepseekPagesFull",

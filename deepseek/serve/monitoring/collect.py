@@ -14,6 +14,7 @@ from deepseek.serve.monitoring.process import process_samples
 if TYPE_CHECKING:
     from deepseek.serve.hosted import Hosted
     from deepseek.serve.monitoring.watch import Watches
+    from deepseek.serve.security.limits import RateLimiter
     from deepseek.serve.service import Service
     from deepseek.serve.speech.session import StreamStats
     from deepseek.serve.state.response_cache import CacheStats
@@ -29,6 +30,7 @@ class Sources(NamedTuple):
     speech: Callable[[], StreamStats] | None = None
     facts: Callable[[], dict[str, Any]] | None = None
     """Which worker this is, how many there are, how often they were restarted."""
+    limiter: RateLimiter | None = None
 
 
 def samples(service: Service, sources: Sources) -> Iterator[Sample]:
@@ -47,6 +49,9 @@ def samples(service: Service, sources: Sources) -> Iterator[Sample]:
         yield from _speech(sources.speech())
     if sources.watches is not None:
         yield from sources.watches.samples()
+    if sources.limiter is not None:
+        for limit, count in sources.limiter.refused.items():
+            yield "deepseek_limited_total", (limit,), count
     facts = sources.facts() if sources.facts is not None else {}
     yield "deepseek_workers", (), float(facts.get("workers", 1))
     yield "deepseek_worker_restarts_total", (), float(facts.get("restarts", 0))

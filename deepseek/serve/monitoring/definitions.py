@@ -11,8 +11,13 @@ from typing import Literal, NamedTuple
 Kind = Literal["counter", "gauge", "histogram"]
 Unit = Literal["seconds", "bytes", "tokens", "requests", "pages", "rows", "events", "ratio", "yes or no", "count"]
 
+Across = Literal["sum", "max", "min", "each"]
+"""How the values of several workers become one; "each" keeps them apart under a label `worker`."""
+
 Sample = tuple[str, tuple[str, ...], float]
 """Name, the labels' values in the definition's order, value."""
+Series = tuple[str, tuple[str, ...]]
+"""Name and labels' values."""
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 """Bounds of the buckets of all histograms."""
@@ -26,6 +31,7 @@ class Definition(NamedTuple):
     help: str
     labels: tuple[str, ...] = ()
     unit: Unit = "count"
+    across: Across = "sum"
 
     @property
     def scraped(self) -> tuple[str, ...]:
@@ -54,8 +60,11 @@ DEFINITIONS: tuple[Definition, ...] = (
         _MODEL,
         "seconds",
     ),
-    Definition("deepseek_ready", "gauge", "1 when every model is ready", (), "yes or no"),
-    Definition("deepseek_model_ready", "gauge", "1 when this version answers", ("model", "version"), "yes or no"),
+    Definition("deepseek_limited_total", "counter", "Requests over their client's limit", ("limit",), "requests"),
+    Definition("deepseek_ready", "gauge", "1 when every model is ready", (), "yes or no", "min"),
+    Definition(
+        "deepseek_model_ready", "gauge", "1 when this version answers", ("model", "version"), "yes or no", "min"
+    ),
     Definition("deepseek_queue_depth", "gauge", "Answers that wait", _MODEL, "requests"),
     Definition(
         "deepseek_queue_limit", "gauge", "Answers that may wait before requests are refused", _MODEL, "requests"
@@ -80,9 +89,14 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition("deepseek_cache_entries", "gauge", "Answers in memory", (), "count"),
     Definition("deepseek_cache_bytes", "gauge", "Memory of these answers", (), "bytes"),
     Definition(
-        "deepseek_cache_on", "gauge", "0 while the cache is off because hardly anything is found", (), "yes or no"
+        "deepseek_cache_on",
+        "gauge",
+        "0 while the cache is off because hardly anything is found",
+        (),
+        "yes or no",
+        "max",
     ),
-    Definition("deepseek_redis_up", "gauge", "1 when Redis answers in time", (), "yes or no"),
+    Definition("deepseek_redis_up", "gauge", "1 when Redis answers in time", (), "yes or no", "min"),
     Definition("deepseek_sessions", "gauge", "Conversations in memory", (), "count"),
     Definition("deepseek_session_bytes", "gauge", "Memory of these conversations", (), "bytes"),
     Definition("deepseek_session_calls_total", "counter", "Conversations read and written", ("kind",), "events"),
@@ -95,17 +109,21 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition("deepseek_watched_total", "counter", "Requests compared with the training data", _MODEL, "rows"),
     Definition("deepseek_unwatched_total", "counter", "Requests not compared, for lack of time", _MODEL, "rows"),
     Definition("deepseek_anomalies_total", "counter", "Requests unlike the training data", _MODEL, "rows"),
-    Definition("deepseek_drift_psi", "gauge", "Population stability index", ("model", "feature"), "ratio"),
-    Definition("deepseek_drift_alarms", "gauge", "Features that drifted from the training data", _MODEL, "count"),
-    Definition("deepseek_workers", "gauge", "Worker processes", (), "count"),
-    Definition("deepseek_worker_restarts_total", "counter", "Worker processes that were replaced", (), "events"),
-    Definition("process_resident_memory_bytes", "gauge", "Memory in RAM", (), "bytes"),
-    Definition("process_virtual_memory_bytes", "gauge", "Address space", (), "bytes"),
-    Definition("process_cpu_seconds_total", "counter", "Processor time, user and system", (), "seconds"),
-    Definition("process_threads", "gauge", "Threads", (), "count"),
-    Definition("process_open_fds", "gauge", "Open file descriptors", (), "count"),
-    Definition("process_max_fds", "gauge", "File descriptors that may be open", (), "count"),
-    Definition("process_start_time_seconds", "gauge", "Start of the process, seconds since 1970", (), "seconds"),
+    Definition("deepseek_drift_psi", "gauge", "Population stability index", ("model", "feature"), "ratio", "max"),
+    Definition(
+        "deepseek_drift_alarms", "gauge", "Features that drifted from the training data", _MODEL, "count", "max"
+    ),
+    Definition("deepseek_workers", "gauge", "Worker processes", (), "count", "max"),
+    Definition("deepseek_worker_restarts_total", "counter", "Worker processes that were replaced", (), "events", "max"),
+    Definition("process_resident_memory_bytes", "gauge", "Memory in RAM", (), "bytes", "each"),
+    Definition("process_virtual_memory_bytes", "gauge", "Address space", (), "bytes", "each"),
+    Definition("process_cpu_seconds_total", "counter", "Processor time, user and system", (), "seconds", "each"),
+    Definition("process_threads", "gauge", "Threads", (), "count", "each"),
+    Definition("process_open_fds", "gauge", "Open file descriptors", (), "count", "each"),
+    Definition("process_max_fds", "gauge", "File descriptors that may be open", (), "count", "each"),
+    Definition(
+        "process_start_time_seconds", "gauge", "Start of the process, seconds since 1970", (), "seconds", "each"
+    ),
 )
 
 BY_NAME = {definition.name: definition for definition in DEFINITIONS}

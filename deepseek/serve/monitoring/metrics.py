@@ -1,26 +1,29 @@
-"""Prometheus metrics in a registry of their own: requests, tokens, queue, time to first token, time per token.
+"""The server's metrics: requests, tokens, queue, time to first token, time per token; Prometheus' text of them.
 
 Counts that other parts keep anyway are read when somebody asks (see `collect`), so they cost nothing on the way of a
-request. Without prometheus_client nothing is counted and `/metrics` says how to install it.
-Of several worker processes each tells its own numbers, under a label `worker`: a scrape reaches one of them, and over
-some scrapes all are seen. Not here: names, labels and units (see `definitions`).
+request. Without prometheus_client all is counted for the dashboard, and `/metrics` says how to install it.
+Any of several worker processes tells the sums of all (see `together`). Not here: names, labels and units (see
+`definitions`).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
+from bisect import bisect_left
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import accumulate
+from typing import TYPE_CHECKING, Protocol
 
 from deepseek.errors import RequestError
 from deepseek.serve.monitoring.collect import Sources, samples
-from deepseek.serve.monitoring.definitions import BY_NAME, SECONDS, Definition
+from deepseek.serve.monitoring.definitions import SCRAPED, SECONDS, Series
+from deepseek.serve.monitoring.together import Together, Totals
 from deepseek.serve.monitoring.tracing import record_answer
 from deepseek.serve.service import Service
 from deepseek.serve.text.engine import Done
 
 if TYPE_CHECKING:
-    from prometheus_client import Counter, Histogram
     from prometheus_client.metrics_core import Metric
 
 
@@ -39,25 +42,88 @@ class Metrics(Protocol):
         """Return the text for Prometheus and its content type."""
         ...
 
+    def totals(self) -> Totals:
+        """Return everything that is known now, of all workers."""
+        ...
 
-def build_metrics(service: Service, sources: Sources | None = None) -> Metrics:
-    """Return metrics of `service`, or ones that count nothing where prometheus_client is not installed.
+    def publish(self) -> None:
+        """Let other workers know what this one has counted."""
+        ...
 
-    `sources` are the parts beside the models: cache, sessions, drift, workers.
+    @property
+    def source(self) -> int:
+        """The process whose life the counts have: this one, or the supervisor of all workers."""
+        ...
+
+
+def build_metrics(service: Service, sources: Sources | None = None, together: Together | None = None) -> Metrics:
+    """Return metrics of `service`, whose text can't be had where prometheus_client is not installed.
+
+    `sources` are the parts beside the models: cache, sessions, drift, workers; `together` leads to other workers.
     """
     if importlib.util.find_spec("prometheus_client") is None:
-        return NoMetrics()
-    return PrometheusMetrics(service, sources)
+        return PlainMetrics(service, sources, together)
+    return PrometheusMetrics(service, sources, together)
 
 
-class NoMetrics:
-    """Counts nothing."""
+class _Spread:
+    """One histogram: how many values lie between two bounds, and their sum."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(SECONDS) + 1)
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(SECONDS, seconds)] += 1
+        self.sum += seconds
+
+    def series(self, name: str, label: str) -> Iterator[tuple[Series, float]]:
+        """Yield its series as Prometheus has them: each bucket counts all values up to its bound."""
+        for bound, count in zip(_BOUNDS, accumulate(self.counts), strict=True):
+            yield (f"{name}_bucket", (label, bound)), count
+        yield (f"{name}_count", (label,)), sum(self.counts)
+        yield (f"{name}_sum", (label,)), self.sum
+
+
+_BOUNDS = (*map(str, SECONDS), "+Inf")
+
+
+class PlainMetrics:
+    """Counts, in the one thread that requests are answered in; it can't write Prometheus' text."""
+
+    def __init__(self, service: Service, sources: Sources | None = None, together: Together | None = None) -> None:
+        self._service = service
+        self._sources = sources or Sources()
+        self._together = together
+        self._requests: dict[tuple[str, int], int] = {}
+        self._seconds: dict[str, _Spread] = {}
+        self._first_token: dict[str, _Spread] = {}
+        self._per_token: dict[str, _Spread] = {}
+
+    @property
+    def source(self) -> int:
+        """The process whose life the counts have: this one, or the supervisor of all workers."""
+        return os.getpid() if self._together is None else os.getppid()
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """Do nothing."""
+        """Count a request that was answered."""
+        key = (route, status)
+        self._requests[key] = self._requests.get(key, 0) + 1
+        spread = self._seconds.get(route)
+        if spread is None:
+            spread = self._seconds[route] = _Spread()
+        spread.observe(seconds)
 
     def answer(self, model: str, done: Done) -> None:
-        """Only trace it."""
+        """Count an answer that is complete, and trace it."""
+        if model not in self._first_token:
+            self._first_token[model], self._per_token[model] = _Spread(), _Spread()
+        if done.tokens:
+            self._first_token[model].observe(done.first_token_seconds)
+        if done.tokens > 1:
+            self._per_token[model].observe((done.seconds - done.first_token_seconds) / (done.tokens - 1))
         record_answer(model, done)
 
     def render(self) -> tuple[bytes, str]:
@@ -68,87 +134,60 @@ class NoMetrics:
             fix="pip install 'deepseek-framework[serve]'",
         )
 
+    def totals(self) -> Totals:
+        """Return everything that is known now, of all workers."""
+        own = self._own()
+        return own if self._together is None else self._together.totals(own)
 
-class PrometheusMetrics:
-    """Counts with prometheus_client."""
+    def publish(self) -> None:
+        """Let other workers know what this one has counted."""
+        if self._together is not None:
+            self._together.write(self._own())
 
-    def __init__(self, service: Service, sources: Sources | None = None) -> None:
-        from prometheus_client import CollectorRegistry, Counter
+    def _own(self) -> Totals:
+        """Return what this process has counted."""
+        own: Totals = {(name, labels): value for name, labels, value in samples(self._service, self._sources)}
+        for (route, status), count in self._requests.items():
+            own["deepseek_requests_total", (route, str(status))] = count
+        for name, spreads in (
+            ("deepseek_request_seconds", self._seconds),
+            ("deepseek_time_to_first_token_seconds", self._first_token),
+            ("deepseek_time_per_token_seconds", self._per_token),
+        ):
+            for label, spread in spreads.items():
+                own.update(spread.series(name, label))
+        return own
 
-        self._service = service
-        self._sources = sources or Sources()
-        self._registry = CollectorRegistry()
-        facts = self._sources.facts() if self._sources.facts is not None else {}
-        self._worker: tuple[str, ...] = (str(facts["worker"]),) if "worker" in facts else ()
-        requests = BY_NAME["deepseek_requests_total"]
-        names = self._names(requests)
-        self._requests = Counter(requests.name, requests.help, names, registry=self._registry)
-        self._request_seconds = self._histogram("deepseek_request_seconds")
-        self._first_token = self._histogram("deepseek_time_to_first_token_seconds")
-        self._per_token = self._histogram("deepseek_time_per_token_seconds")
-        # finding a child by its labels costs more than counting
-        self._by_request: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self._by_model: dict[str, tuple[Histogram, Histogram]] = {}
-        self._registry.register(self)
 
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """Count a request that was answered."""
-        children = self._by_request.get((route, status))
-        if children is None:
-            children = (
-                self._requests.labels(route, str(status), *self._worker),
-                self._request_seconds.labels(route, *self._worker),
-            )
-            self._by_request[route, status] = children
-        children[0].inc()
-        children[1].observe(seconds)
-
-    def answer(self, model: str, done: Done) -> None:
-        """Count an answer that is complete."""
-        children = self._by_model.get(model)
-        if children is None:
-            labels = (model, *self._worker)
-            children = self._by_model[model] = self._first_token.labels(*labels), self._per_token.labels(*labels)
-        if done.tokens:
-            children[0].observe(done.first_token_seconds)
-        if done.tokens > 1:
-            children[1].observe((done.seconds - done.first_token_seconds) / (done.tokens - 1))
-        record_answer(model, done)
+class PrometheusMetrics(PlainMetrics):
+    """Counts, and writes Prometheus' text with prometheus_client."""
 
     def render(self) -> tuple[bytes, str]:
         """Return the text for Prometheus and its content type."""
-        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+        from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        told = CollectorRegistry()
+        told.register(_Families(self.totals()))
+        return generate_latest(told), CONTENT_TYPE_LATEST
+
+
+class _Families:
+    """Totals as a collector of prometheus_client."""
+
+    def __init__(self, totals: Totals) -> None:
+        self._totals = totals
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what the parts of the server count (called by the registry)."""
-        families: dict[str, Any] = {}
-        for name, labels, value in samples(self._service, self._sources):
-            family = families.get(name)
+        """Yield the families (called by the registry)."""
+        from prometheus_client.metrics_core import Metric
+
+        families: dict[str, Metric] = {}
+        for (name, values), value in self._totals.items():
+            definition = SCRAPED[name]
+            family = families.get(definition.name)
             if family is None:
-                family = families[name] = self._family(name)
-            family.add_metric((*labels, *self._worker), value)
+                plain = definition.name.removesuffix("_total") if definition.kind == "counter" else definition.name
+                family = families[definition.name] = Metric(plain, definition.help, definition.kind)
+            last = ("le",) if name.endswith("_bucket") else ("worker",)
+            family.add_sample(name, dict(zip((*definition.labels, *last), values, strict=False)), value)
         yield from families.values()
-
-    def describe(self) -> list[Metric]:
-        """Return nothing: the names are found when collected (called by the registry)."""
-        return []
-
-    def _histogram(self, name: str) -> Histogram:
-        from prometheus_client import Histogram
-
-        definition = BY_NAME[name]
-        names = self._names(definition)
-        return Histogram(name, definition.help, names, buckets=SECONDS, registry=self._registry)
-
-    def _names(self, definition: Definition) -> tuple[str, ...]:
-        """Return the names of a metric's labels."""
-        return (*definition.labels, "worker") if self._worker else definition.labels
-
-    def _family(self, name: str) -> Any:
-        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
-
-        definition = BY_NAME[name]
-        kind = CounterMetricFamily if definition.kind == "counter" else GaugeMetricFamily
-        return kind(definition.name, definition.help, labels=self._names(definition))

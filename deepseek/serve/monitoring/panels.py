@@ -97,6 +97,7 @@ def _requests() -> tuple[Panel, ...]:
                 "refused (429)",
             ),
         ),
+        chart("Over a limit, a second", "reqps", (rate("deepseek_limited_total", "limit"), "{{limit}}")),
         chart("Latency, median", "s", (quantile(0.5, "deepseek_request_seconds", "route"), "{{route}}")),
         chart("Latency, 99%", "s", (quantile(0.99, "deepseek_request_seconds", "route"), "{{route}}")),
     )
@@ -254,16 +255,18 @@ def _process() -> tuple[Panel, ...]:
         chart(
             "Memory",
             "bytes",
-            ("process_resident_memory_bytes", "in RAM {{instance}}"),
-            ("process_virtual_memory_bytes", "address space {{instance}}"),
+            ("process_resident_memory_bytes", "in RAM {{instance}} {{worker}}"),
+            ("process_virtual_memory_bytes", "address space {{instance}} {{worker}}"),
         ),
-        chart("Processor", "short", ("rate(process_cpu_seconds_total[$__rate_interval])", "cores {{instance}}")),
+        chart(
+            "Processor", "short", ("rate(process_cpu_seconds_total[$__rate_interval])", "cores {{instance}} {{worker}}")
+        ),
         chart(
             "Threads and descriptors",
             "short",
-            ("process_threads", "threads {{instance}}"),
-            ("process_open_fds", "descriptors {{instance}}"),
-            ("process_max_fds", "descriptors allowed {{instance}}"),
+            ("process_threads", "threads {{instance}} {{worker}}"),
+            ("process_open_fds", "descriptors {{instance}} {{worker}}"),
+            ("process_max_fds", "descriptors allowed {{instance}} {{worker}}"),
         ),
         chart(
             "Workers",
@@ -272,5 +275,5 @@ def _process() -> tuple[Panel, ...]:
             ("max(deepseek_worker_restarts_total)", "restarts"),
             ("min(deepseek_ready)", "ready"),
         ),
-        chart("Up for", "s", ("time() - process_start_time_seconds", "{{instance}}")),
+        chart("Up for", "s", ("time() - process_start_time_seconds", "{{instance}} {{worker}}")),
     )

@@ -25,10 +25,10 @@ async function loadModels() {
 }
 
 async function chooseModel() {
-  const { versions, kind } = models.find(({ name }) => name === $("model").value);
+  const { versions } = models.find(({ name }) => name === $("model").value);
   const ready = versions.filter(({ state }) => state === "ready");
   $("version").replaceChildren(h("option", { value: "", text: "anyVersion" }), ...ready.map(({ version }) => new Option(version, version)));
-  $("version-box").hidden = kind === "text" || ready.length < 2;
+  $("version-box").hidden = ready.length < 2;
   await describe();
 }
 

@@ -15,9 +15,9 @@ let running = null;
 let model = null;
 
 /** Show a language model on the stage. */
-export function showChat(chosen, path) {
+export function showChat(chosen) {
   running?.abort();
-  model = { ...chosen, ...path };
+  model = chosen;
   turns = [];
   $("stage").replaceChildren(
     h("section", { class: "card chat" },
@@ -106,7 +106,7 @@ function addTurn(role, content) {
 }
 
 function request() {
-  const body = { model: model.name };
+  const body = { model: model.name, ...(model.asked ? { version: model.asked } : {}) };
   const prompt = $("prompt").value;
   if (mode === "chat") {
     const system = $("system").value.trim();

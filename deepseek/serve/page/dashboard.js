@@ -9,7 +9,7 @@ const KEPT = 150; // five minutes
 const WINDOW = 5; // polls that percentiles are taken over
 const WIDTH = 300, HEIGHT = 96;
 const CHARTS = [ // title, unit, lines: [name, words]
-  ["throughput", "perSecond", [["rate", "perSecond"], ["refused", "refusedRate"]]],
+  ["throughput", "perSecond", [["rate", "perSecond"], ["refused", "refusedRate"], ["limited", "limitedRate"]]],
   ["latency", "ms", [["p50", null], ["p99", null]]],
   ["queue", null, [["waiting", "waitingNow"], ["active", "activeNow"]]],
   ["tokens", "tokensPerSecond", [["tokens", "tokensPerSecond"]]],
@@ -64,6 +64,7 @@ function point() {
   return {
     ...here,
     rate: more(status(["2xx"])), refused: more(status(["4xx", "5xx"])),
+    limited: more((numbers) => numbers.requests.limited),
     tokens: more((numbers) => sum(numbers, "tokens")),
     batch: runs > 0 ? (sum(now, "rows") - sum(before, "rows")) / runs : texts,
     streams: now.speech.open,

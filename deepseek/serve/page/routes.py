@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from deepseek.serve.hosted import Hosted
     from deepseek.serve.service import Service
-    from deepseek.serve.speech.session import Streams
 
 Endpoint = Callable[["Request"], Awaitable[Reply]]
 
@@ -30,11 +29,10 @@ Endpoint = Callable[["Request"], Awaitable[Reply]]
 class Page:
     """The routes by path: `endpoints`, all of them for GET."""
 
-    def __init__(self, service: Service, metrics: Metrics, forms: Forms, speech: Streams) -> None:
+    def __init__(self, service: Service, metrics: Metrics, forms: Forms) -> None:
         self._service = service
         self._metrics = metrics
         self._forms = forms
-        self._speech = speech
         self._files = page_files()
         files: dict[str, Endpoint] = dict.fromkeys(self._files, self.file)
         self.endpoints: dict[str, Endpoint] = {
@@ -69,7 +67,7 @@ class Page:
 
     async def numbers(self, request: Request) -> Reply:
         """Return the numbers that the dashboard draws."""
-        return json_reply(numbers(self._service, self._metrics, self._speech.stats()))
+        return json_reply(numbers(self._service, self._metrics))
 
     def _described(self, hosted: Hosted) -> bytes:
         from deepseek.serve.speech.model import can_stream

@@ -22,10 +22,10 @@ from deepseek.serve.rest.conversation import Sessions, in_session, remember
 from deepseek.serve.rest.leases import lease, note, only_text
 from deepseek.serve.rest.mailbox import Mailbox, collected, submitted
 from deepseek.serve.rest.reply import json_reply
-from deepseek.serve.rest.response_cache import ResponseCache, text_key
+from deepseek.serve.rest.response_cache import ResponseCache, is_kept, text_key
 from deepseek.serve.rest.schema import ChatForm, CompletionForm
 from deepseek.serve.text.engine import Done, Failed, Job, Piece
-from deepseek.serve.text.prepare import is_repeatable, prepare, size
+from deepseek.serve.text.prepare import prepare, size
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -66,14 +66,15 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. Raises RequestError before anything is sent when the queue is full or the first answer fails."""
-        with lease(self._service, self._form.model) as hosted:
+        with lease(self._service, self._form.model, self._form.version) as hosted:
             only_text(hosted)
             note(scope["state"], hosted)
             form = await in_session(self._helpers.sessions, self._form, hosted.model, scope["state"])
             jobs = await jobs_of(hosted.model, form, scope["state"])
-            key = text_key(hosted, jobs, form, self._wire.whole_kind) if self._may_be_cached(form) else None
-            if key is not None and self._helpers.cache is not None:
-                found = await self._helpers.cache.get(key)
+            cache = None if form.stream or not is_kept(form) else self._helpers.cache
+            key = "" if cache is None else text_key(hosted, jobs, form, self._wire.whole_kind)
+            if cache is not None:
+                found = await cache.get(key)
                 if found is not None:
                     body = {**_envelope(self._wire, self._wire.whole_kind, hosted.name), **json.loads(found)}
                     await json_reply(body)(scope, receive, send)
@@ -84,16 +85,12 @@ class Answer:
                     text = await run.send_stream(mailbox, scope, send, include_usage=form.include_usage)
                 else:
                     text, body = await run.whole(mailbox)
-                    if key is not None and self._helpers.cache is not None and text is not None:
-                        await self._helpers.cache.put(key, wire.dump(body))
+                    if cache is not None and text is not None:
+                        await cache.put(key, wire.dump(body))
                     envelope = _envelope(self._wire, self._wire.whole_kind, hosted.name)
                     await json_reply(envelope | body)(scope, receive, send)
             if text is not None:
                 await remember(self._helpers.sessions, self._form, text, scope["state"])
-
-    def _may_be_cached(self, form: CompletionForm | ChatForm) -> bool:
-        in_a_session = isinstance(form, ChatForm) and form.session_id is not None
-        return self._helpers.cache is not None and not form.stream and not in_a_session and is_repeatable(form)
 
 
 class _Run:

@@ -15,11 +15,13 @@ from deepseek.errors import DeepSeekError, RequestError, did_you_mean
 from deepseek.lazy import require
 from deepseek.serve.monitoring.metrics import Metrics, build_metrics
 from deepseek.serve.monitoring.watch import Watches
+from deepseek.serve.orders import Orders
 from deepseek.serve.page.routes import Page
 from deepseek.serve.rest.answer import Helpers
 from deepseek.serve.rest.conversation import Sessions
-from deepseek.serve.rest.dispatch import Dispatcher
-from deepseek.serve.rest.gateway import Gateway, Guard
+from deepseek.serve.rest.dispatch import Dispatcher, Way
+from deepseek.serve.rest.door import Guard
+from deepseek.serve.rest.gateway import Gateway
 from deepseek.serve.rest.generate import Generate, generate
 from deepseek.serve.rest.kserve import KServe
 from deepseek.serve.rest.openai import OpenAI
@@ -51,14 +53,15 @@ def create_app(
     metrics: Metrics | None = None,
     watches: Watches | None = None,
     allow_admin: bool = False,
+    orders: Orders | None = None,
     on_checked: Callable[[DeepSeekError | None], None] | None = None,
 ) -> ASGIApp:
     """Return the application. It starts and closes `service`, and calls `on_checked` after the golden samples.
 
     `guard` says which hosts, keys and rates the gateway holds requests to; `cache` keeps answers that would be the same
     again, `sessions` conversations, `speech` counts and bounds streams of speech; with `allow_admin` clients may list,
-    load and unload models. Without `metrics` those of the models alone are told; `watches` compare requests
-    with the training data.
+    load and unload models, which `orders` has done. Without `metrics` those of the models alone are told; `watches`
+    compare requests with the training data.
     Raises MissingExtraError without [serve].
     """
     require("starlette", "serve")
@@ -70,13 +73,13 @@ def create_app(
     helpers = Helpers(metrics, cache, sessions, watches)
     forms = Forms()
     streams = speech or Streams(service)
-    kserve = KServe(service, helpers, allow_admin=allow_admin)
+    kserve = KServe(service, helpers, orders or Orders(service), allow_admin=allow_admin)
     predict = Predict(service, helpers, forms, guard.fetcher if guard is not None else None)
     handlers: dict[Any, Any] = {HTTPException: _http_error}  # a Reply is an ASGI application, as a Response is
     router = Router(
         routes=[
             *_probes(Probes(service, metrics, forms)),
-            *(_get(path, endpoint) for path, endpoint in Page(service, metrics, forms, streams).endpoints.items()),
+            *(_get(path, endpoint) for path, endpoint in Page(service, metrics, forms).endpoints.items()),
             _socket(SPEECH_PATH, SpeechSocket(streams)),
             *_openai(OpenAI(service, helpers)),
             *_kserve(kserve, service, helpers),
@@ -85,7 +88,8 @@ def create_app(
         lifespan=lambda _: _running(service, on_checked),
     )
     others = ExceptionMiddleware(router, handlers=handlers)
-    dispatcher = Dispatcher(others, infer=kserve.infer, predict=predict.predict, at_once=cache is None)
+    infer, predicted = Way(kserve.infer, kserve.at_once), Way(predict.predict, predict.at_once)
+    dispatcher = Dispatcher(others, infer=infer, predict=predicted, at_once=cache is None)
     return Gateway(dispatcher, metrics=metrics, retry_after=service.retry_after, guard=guard)
 
 

@@ -2,7 +2,8 @@
 
 A request that is whole in one piece, and whose route says so (`starts_at_once` of the application), is answered where
 it arrives, without a task: what it costs is then the work itself. All others go uvicorn's way.
-A head that is byte for byte the one before it on its connection, as programs send them, is not parsed again.
+A head that is the one before it on its connection but for the length, as programs send them, is not parsed again, and
+takes the application's shortcut where there is one (see `shortcut`).
 A connection has one timer, which is moved only when it rings. Not here: the limits (see `protocol`), answers (see
 `exchange`).
 """
@@ -13,12 +14,14 @@ import asyncio
 import contextvars
 import http
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from deepseek.serve.rest.begun import Begun
 from deepseek.serve.rest.body import WHOLE_BODY
+from deepseek.serve.rest.door import ENTRY, Entry
 from deepseek.serve.rest.exchange import Exchange
+from deepseek.serve.rest.shortcut import KnownHead, Told, known_head
 
 if TYPE_CHECKING:
     from asyncio.events import TimerHandle
@@ -28,14 +31,6 @@ if TYPE_CHECKING:
     from deepseek.serve.rest.reply import Reply
 else:
     _Base = object
-
-
-class _Known(NamedTuple):
-    """A head that was parsed before, the bytes of the request with its body, and the scope that was made of it."""
-
-    head: bytes
-    size: int
-    scope: Any
 
 
 class Connection(_Base):
@@ -57,13 +52,16 @@ class Connection(_Base):
     _refusal: http.HTTPStatus | None = None
     _held: Exchange | None = None
     _between = True
-    _known: _Known | None = None
+    _working: asyncio.Task[None] | None = None
+    _known: KnownHead | None = None
+    _defaults: tuple[Any, bytes] = (None, b"")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
         self._at_once: Callable[[Any], bool] | None = getattr(self.app, "starts_at_once", None)
         self._whole: Any = getattr(self.app, "whole", None)
+        self._is_for_model: Callable[[Any], bool] | None = getattr(self.app, "is_for_model", None)
         self._asgi = {"version": self.asgi_version, "spec_version": "2.3"}
         self._wait_for_head()
 
@@ -74,6 +72,8 @@ class Connection(_Base):
             self._timer = None
         self._moves()
         super().connection_lost(exc)
+        if self._working is not None:
+            self._working.cancel()  # nobody waits for it any more
 
     def pause_writing(self) -> None:
         """Begin to count the time in which the client takes nothing."""
@@ -88,12 +88,9 @@ class Connection(_Base):
     def data_received(self, data: bytes) -> None:
         """Parse, and start the request that came whole."""
         known = self._known
-        if known is not None and len(data) == known.size and data.startswith(known.head) and self._is_idle():
-            self._due = None
-            scope = {**known.scope, "state": self.app_state.copy(), WHOLE_BODY: data[len(known.head) :]}
-            self.cycle = held = self.exchange(self, scope, keep_alive=True)
-            held.more_body = False
-            self._answer_at_once(held)
+        body = known.body_of(data) if known is not None and self._is_idle() else None
+        if known is not None and body is not None:
+            self._answer_again(known, body)
             return
         super().data_received(data)
         if self._held is not None:
@@ -101,7 +98,7 @@ class Connection(_Base):
             if held.more_body or self.transport.is_closing():
                 self._start_asgi_task(held, self.app)
             else:
-                self._known = _known(data, held) if self._between else None
+                self._known = self._known_head(data, held)
                 self._answer_at_once(held)
         if self._in_head and not self.transport.is_closing():
             self._raw_bytes += len(data)  # httptools keeps an unfinished header to itself: count what came in
@@ -197,6 +194,42 @@ class Connection(_Base):
         """Refuse what is no HTTP, or what a limit ended."""
         self._refuse(self._refusal or http.HTTPStatus.BAD_REQUEST)
 
+    def _known_head(self, data: bytes, held: Exchange) -> KnownHead | None:
+        scope: Any = held.scope
+        if not self._between or not held.keep_alive:
+            return None
+        return known_head(data, scope, getattr(self.app, "shortcut", None))
+
+    def _answer_again(self, known: KnownHead, body: bytes) -> None:
+        """Answer a request with a head that is known, by its shortcut if it has one."""
+        self._due = None
+        entry: Entry | None = None
+        if known.shortcut is not None and not self.access_log and not self.flow.write_paused:
+            answer = known.shortcut(body)
+            if isinstance(answer, Told):
+                status, rest = answer
+                self.transport.write(b"".join((self.exchange.status_lines[status], self._default_lines(), rest)))
+                self.server_state.total_requests += 1
+                self._wait(self.timeout_keep_alive)
+                return
+            entry = answer
+        state = self.app_state.copy()
+        if entry is not None:
+            state |= {ENTRY: entry, "request_id": entry.id, "key": entry.key}
+        scope = {**known.scope_of(body), "state": state, WHOLE_BODY: body}
+        self.cycle = held = self.exchange(self, scope, keep_alive=True)
+        held.more_body = False
+        self._answer_at_once(held)
+
+    def _default_lines(self) -> bytes:
+        """Return uvicorn's own headers as lines; it makes them anew every second."""
+        headers, lines = self._defaults
+        if headers is not self.server_state.default_headers:
+            headers = self.server_state.default_headers
+            lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+            self._defaults = headers, lines
+        return lines
+
     def _answer_at_once(self, exchange: Exchange) -> None:
         """Run a request up to its first wait, in a context of its own as a task would; a task does what is left."""
         context = contextvars.copy_context()
@@ -206,9 +239,24 @@ class Connection(_Base):
             async def rest(scope: Any, receive: Any, send: Any) -> None:
                 await (await begun)(scope, receive, send)
 
-            task = self.loop.create_task(exchange.run_asgi(rest), context=context)
-            task.add_done_callback(self.tasks.discard)
-            self.tasks.add(task)
+            self._work(exchange, rest, context)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """Have a request answered by a task; one for a model ends when its client leaves."""
+        if self._is_for_model is not None and self._is_for_model(cycle.scope):
+            self._work(cycle, app, None)
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _work(self, exchange: Exchange, app: Any, context: contextvars.Context | None) -> None:
+        self._working = task = self.loop.create_task(exchange.run_asgi(exchange.until_left(app)), context=context)
+        task.add_done_callback(self._worked)
+        self.tasks.add(task)
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if self._working is task:
+            self._working = None
 
     def _is_idle(self) -> bool:
         """Return whether the next byte begins a request, and none is being answered."""
@@ -260,15 +308,3 @@ class Connection(_Base):
         head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
         self.transport.close()
-
-
-def _known(data: bytes, exchange: Exchange) -> _Known | None:
-    """Return what is to be known of a request that `data` is the whole of, for the next one with the same head."""
-    headers = dict(exchange.scope["headers"])
-    length = headers.get(b"content-length", b"")
-    size = data.find(b"\r\n\r\n") + 4
-    if not exchange.keep_alive or not length.isdigit() or size + int(length) != len(data):
-        return None
-    if b"content-encoding" in headers or b"expect" in headers:
-        return None
-    return _Known(data[:size], len(data), exchange.scope)

@@ -57,6 +57,18 @@ class Exchange(_Base):
             return
         await super().send(message)
 
+    def until_left(self, app: Any) -> Any:
+        """Return the application as one that ends quietly when it is cancelled because the client left."""
+
+        async def answered(scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await app(scope, receive, send)
+            except asyncio.CancelledError:
+                if not self.disconnected:
+                    raise
+
+        return answered
+
     def write(self, reply: Reply) -> bool:
         """Write an answer; False where it must go by `send`."""
         return self.keep_alive and not self.access_log and self._write_whole(reply.status, reply.headers, reply.body)

@@ -1,83 +1,34 @@
-"""What every request passes first: Host and Origin, API key, rate, path; and last: errors in one form, an id, counts.
+"""What every request passes first and last: the door's checks, then errors in one form, an id, counts.
 
-A browser page elsewhere can't use a server on this machine: with a loopback address only loopback names are taken as
-Host (DNS rebinding), what changes something or opens a websocket must not come from another page's Origin, and there
-are no CORS headers. The order is cheapest first, and nothing is told to whom a check has turned away. All of it holds
-for every route and for websockets. Not here: routes, and which paths there are (see `paths`).
+It holds for every route and for websockets. A request whose head was let in before may take a shortcut, on which only
+what its head does not decide is looked at. Not here: the checks (see `door`), routes, which paths there are (`paths`).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import ipaddress
+import functools
 import logging
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from deepseek.errors import RequestError
 from deepseek.serve.monitoring.metrics import Metrics
 from deepseek.serve.rest.answer import internal_error
 from deepseek.serve.rest.dispatch import Dispatcher
-from deepseek.serve.rest.paths import OPEN_ROUTES, PATH_LIMIT, is_plain, route_of
+from deepseek.serve.rest.door import ENTRY, Door, Entry, Guard
+from deepseek.serve.rest.paths import PATH_LIMIT, route_of
 from deepseek.serve.rest.reply import Reply, error_reply, json_reply
+from deepseek.serve.rest.shortcut import AtOnce, Shortcut, Template, Told, told, told_json
 from deepseek.serve.security.audit import FIELDS, AuditLog
-from deepseek.serve.security.keys import KeyRing
-from deepseek.serve.security.limits import RateLimiter, client_of
-from deepseek.serve.security.urls import Fetcher
+from deepseek.serve.tensor.requests import TooMany
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _LOG = logging.getLogger("deepseek.serve")
-
-KEY_PROTOCOL = "key."
-"""A browser can't set a websocket's headers: it offers the subprotocol `key.` + base64url(key) beside its own."""
-
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
-class Guard(NamedTuple):
-    """What a server's gateway checks and keeps; None leaves a check out."""
-
-    hosts: frozenset[str] | None = None
-    """Names that a Host header may carry."""
-    keys: KeyRing | None = None
-    limiter: RateLimiter | None = None
-    audit: AuditLog | None = None
-    fetcher: Fetcher | None = None
-    """Gets content that a request names by URL."""
-    facts: Callable[[], dict[str, Any]] | None = None
-    """What `/health` tells beside "alive": which worker this is and how often workers were restarted."""
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a server bound to `host`."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def hosts_for(host: str, allowed: Collection[str] = ()) -> frozenset[str] | None:
-    """Return the names that a Host header may carry, None for any (bound beyond this machine, none given)."""
-    if is_loopback(host):
-        return frozenset({"localhost", "127.0.0.1", "[::1]", host, *allowed})
-    return frozenset({"localhost", "127.0.0.1", "[::1]", host, *allowed}) if allowed else None
-
-
-class _Entry:
-    """What is known of a request from its begin to its end."""
-
-    __slots__ = ("holder", "id", "started")
-
-    def __init__(self, request_id: str, started: float) -> None:
-        self.id = request_id
-        self.started = started
-        self.holder: str | None = None
 
 
 class Gateway:
@@ -90,11 +41,12 @@ class Gateway:
         self._app = app
         self._inner = app if isinstance(app, Dispatcher) else None
         self.starts_at_once = app.starts_at_once if isinstance(app, Dispatcher) else None
+        self.is_for_model = app.is_for_model if isinstance(app, Dispatcher) else None
         self._guard = guard or Guard()
         self._metrics = metrics
         self._retry_after = retry_after
+        self._door = Door(self._guard)
         self._ids = _request_ids()
-        self._good_hosts: set[bytes] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request or websocket; anything else (the start and the end) is passed on."""
@@ -123,7 +75,7 @@ class Gateway:
             await send(message)
 
         try:
-            self._admit(scope, entry)
+            self._door.admit(scope, entry)
             if self._guard.facts is not None and scope["path"] == "/health" and scope.get("method") in ("GET", "HEAD"):
                 await json_reply({"status": "alive", **self._guard.facts()})(scope, receive, tagged)
             else:
@@ -140,10 +92,12 @@ class Gateway:
 
     async def whole(self, scope: Scope, receive: Receive) -> Reply:
         """Return the answer to a request for a model (see `dispatch`), after the same checks as all others."""
-        entry = self._enter(scope)
-        status = 0
+        known: Entry | None = scope.get("state", {}).pop(ENTRY, None)
+        entry = known or self._enter(scope)
+        status = 499  # what it stays where the client leaves
         try:
-            self._admit(scope, entry)
+            if known is None:
+                self._door.admit(scope, entry)
             reply: Reply = await self._inner.whole(scope, receive)  # type: ignore[union-attr]
             status = reply.status
         except Exception as error:
@@ -155,12 +109,39 @@ class Gateway:
         reply.headers.append((b"x-request-id", entry.id.encode()))
         return reply
 
-    def _enter(self, scope: Scope) -> _Entry:
-        entry = _Entry(next(self._ids), time.monotonic())
+    def shortcut(self, scope: Scope) -> Shortcut | None:
+        """Return what answers further requests with the head of `scope`, which was let in; None where nothing does."""
+        at_once = None if self._inner is None or self._guard.audit is not None else self._inner.at_once(scope)
+        return None if at_once is None else functools.partial(self._answer_again, scope, at_once, {})
+
+    def _answer_again(self, scope: Scope, at_once: AtOnce, refusals: dict[int, Template], body: bytes) -> Told | Entry:
+        entry = Entry(next(self._ids), time.monotonic())
+        try:
+            self._door.admit_again(scope, entry)
+            answer = at_once(body)
+        except TooMany as error:  # there may be very many
+            again = error.retry_after
+            if again not in refusals:
+                refusals[again] = Template(self._told(error, scope, entry), entry.id)
+            answered = refusals[again].told(entry.id)
+        except Exception as error:
+            answered = self._told(self._refusal(error, entry.id), scope, entry)
+        else:
+            if answer is None:
+                return entry
+            answered = told_json(answer, entry.id)
+        self._leave(scope, entry, answered.status)
+        return answered
+
+    def _told(self, error: RequestError, scope: Scope, entry: Entry) -> Told:
+        return told(error_reply(error, entry.id, self._refusal_headers(error)).to(scope), entry.id)
+
+    def _enter(self, scope: Scope) -> Entry:
+        entry = Entry(next(self._ids), time.monotonic())
         scope.setdefault("state", {})["request_id"] = entry.id
         return entry
 
-    def _leave(self, scope: Scope, entry: _Entry, status: int) -> None:
+    def _leave(self, scope: Scope, entry: Entry, status: int) -> None:
         """Give back what the limiter holds, and tell metrics and audit log."""
         guard = self._guard
         if entry.holder is not None and guard.limiter is not None:
@@ -169,7 +150,7 @@ class Gateway:
         route = route_of(scope["path"][:PATH_LIMIT])
         self._metrics.request(route, status, seconds)
         if guard.audit is not None:
-            self._record(guard.audit, scope, (route, status, seconds))
+            self._record(guard.audit, scope, entry.key, (route, status, seconds))
 
     def _refusal(self, error: Exception, request_id: str) -> RequestError:
         """Return an error as a client may know it; one of ours goes to the log."""
@@ -177,72 +158,6 @@ class Gateway:
             return error
         _LOG.error("request %s failed", request_id, exc_info=error)
         return internal_error(request_id)
-
-    def _admit(self, scope: Scope, entry: _Entry) -> None:
-        """Let a request in; note the client whose open request it is, where those are counted.
-
-        Raises RequestError: 403 for a foreign Host or Origin, 401 for a missing or wrong key, 429, 404 for a bad path.
-        """
-        guard = self._guard
-        host: bytes | None = None
-        authorization = origin = protocols = b""
-        for name, value in scope["headers"]:
-            if name == b"host":
-                if host is not None:
-                    raise RequestError("there are two Host headers", status=403, wanted="one")
-                host = value
-            elif name == b"authorization":
-                authorization = value
-            elif name == b"origin":
-                origin = value
-            elif name == b"sec-websocket-protocol":
-                protocols = value
-        if guard.hosts is not None and host not in self._good_hosts:
-            self._check_host(host or b"", guard.hosts)
-        if origin and scope.get("method", "") not in _SAFE:
-            self._check_origin(origin, host or b"")
-        path = scope["path"]
-        if path not in OPEN_ROUTES:
-            if guard.keys is not None or guard.limiter is not None:
-                entry.holder = self._check_client(scope, scope["state"], authorization, protocols)
-            if len(path) > PATH_LIMIT or not is_plain(path, (scope.get("raw_path") or b"")[: 3 * PATH_LIMIT + 1]):
-                raise RequestError("there is no such path here", status=404)
-
-    def _check_host(self, host: bytes, hosts: frozenset[str]) -> None:
-        if _without_port(host.decode("latin-1").lower()) not in hosts:
-            raise RequestError("this Host is not served here", status=403, fix="use http://127.0.0.1 or --allowed-host")
-        if len(self._good_hosts) < 64:  # one name with all its ports would be many
-            self._good_hosts.add(host)
-
-    def _check_origin(self, origin: bytes, host: bytes) -> None:
-        """Raise RequestError where a page of another host would change something or open a websocket."""
-        _, _, place = origin.decode("latin-1").lower().partition("://")
-        if place != host.decode("latin-1").lower() and _without_port(place) not in (self._guard.hosts or ()):
-            raise RequestError("pages of other hosts can't use this server", status=403, fix="--allowed-host NAME")
-
-    def _check_client(self, scope: Scope, state: dict[str, Any], authorization: bytes, protocols: bytes) -> str | None:
-        """Check key and rate, and note the key's name in `state`."""
-        guard = self._guard
-        client = f"address {client_of((scope.get('client') or ('',))[0])}" if guard.limiter is not None else ""
-        rate = None
-        if guard.keys is not None:
-            scheme, _, key = authorization.partition(b" ")
-            if scheme.lower() != b"bearer":
-                key = _key_among(protocols) if scope["type"] == "websocket" else b""
-            owner = guard.keys.allows(key.strip()) if key else None
-            if owner is None:
-                refusal = guard.limiter.check(client) if guard.limiter is not None else None  # guesses count too
-                raise refusal or RequestError(
-                    "missing or wrong API key", status=401, wanted="the header Authorization: Bearer KEY"
-                )
-            state["key"] = owner.name
-            client, rate = f"key {owner.name}", owner.requests_per_minute
-        if guard.limiter is None:
-            return None
-        refusal = guard.limiter.check(client, rate) or guard.limiter.acquire(client)
-        if refusal is not None:
-            raise refusal
-        return client
 
     async def _refuse(self, error: RequestError, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         headers = self._refusal_headers(error)
@@ -260,12 +175,12 @@ class Gateway:
             return {"retry-after": str(getattr(error, "retry_after", 0) or self._retry_after())}
         return {}
 
-    def _record(self, audit: AuditLog, scope: Scope, ended: tuple[str, int, float]) -> None:
+    def _record(self, audit: AuditLog, scope: Scope, key: str | None, ended: tuple[str, int, float]) -> None:
         state = scope["state"]
         route, status, seconds = ended
         record: dict[str, Any] = {
             "request_id": state["request_id"],
-            "key": state.get("key"),
+            "key": key,
             "client": (scope.get("client") or (None,))[0],
             "method": scope.get("method", "WEBSOCKET"),
             "route": route,
@@ -285,19 +200,6 @@ def _request_ids() -> Iterator[str]:
         yield f"{bits(128):032x}"
 
 
-def _key_among(protocols: bytes) -> bytes:
-    """Return the key offered as a websocket's subprotocol, or nothing."""
-    for offered in protocols.decode("latin-1").split(","):
-        name = offered.strip()
-        if name.startswith(KEY_PROTOCOL):
-            text = name.removeprefix(KEY_PROTOCOL)
-            try:
-                return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-            except (binascii.Error, ValueError):
-                return b""
-    return b""
-
-
 def _as_websocket(send: Send) -> Send:
     """Return a `send` that gives a reply to HTTP as the refusal of a websocket (ASGI's websocket.http.response)."""
 
@@ -305,7 +207,3 @@ def _as_websocket(send: Send) -> Send:
         await send({**message, "type": f"websocket.{message['type']}"})
 
     return translated
-
-
-def _without_port(host: str) -> str:
-    return host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]

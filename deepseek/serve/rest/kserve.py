@@ -6,21 +6,26 @@ Language models take and give a BYTES tensor of texts. Not here: `generate`, and
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from deepseek.errors import DeepSeekError, RequestError
+import numpy as np
+
+from deepseek.errors import RequestError
+from deepseek.serve.orders import Order, Orders
+from deepseek.serve.repository import fulfil
 from deepseek.serve.rest.answer import Helpers
-from deepseek.serve.rest.body import TENSOR_BODY_LIMIT, load_json, read_body
+from deepseek.serve.rest.body import TENSOR_BODY_LIMIT, load_json, parse_json, read_body
 from deepseek.serve.rest.leases import lease, note
 from deepseek.serve.rest.reply import Reply, json_reply
 from deepseek.serve.rest.response_cache import tensor_key
 from deepseek.serve.rest.schema import MODEL_NAME, checked
+from deepseek.serve.rest.shortcut import AtOnce
+from deepseek.serve.rest.target import Target
 from deepseek.serve.rest.tensor_forms import IndexForm, InferForm, InferParameters, RepositoryForm
 from deepseek.serve.rest.tensor_reply import InferBody, infer_body, with_id
-from deepseek.serve.rest.tensor_request import raw_input, read_form, read_inputs, wishes
+from deepseek.serve.rest.tensor_request import JSON_LENGTH, raw_input, read_form, read_inputs, wishes
 from deepseek.serve.rest.text_tensors import TEXT_INPUT, TEXT_OUTPUT, infer_text
 
 if TYPE_CHECKING:
@@ -31,17 +36,20 @@ if TYPE_CHECKING:
     from deepseek.serve.service import Service
     from deepseek.serve.tensor.datatypes import TensorSpec
 
-_LOG = logging.getLogger("deepseek.serve")
 EXTENSIONS = ("binary_tensor_data", "model_repository", "generate")
 _NO_PARAMETERS = InferParameters()
+_NO_BYTES = memoryview(b"")
+_SMALL = 16 << 10
+"""Bytes of the longest body that is answered by the shortcut."""
 
 
 class KServe:
     """The routes below `/v2`."""
 
-    def __init__(self, service: Service, helpers: Helpers, *, allow_admin: bool) -> None:
+    def __init__(self, service: Service, helpers: Helpers, orders: Orders, *, allow_admin: bool) -> None:
         self._service = service
         self._helpers = helpers
+        self._orders = orders
         self._allow_admin = allow_admin
 
     async def server(self, request: Request) -> Reply:
@@ -94,6 +102,38 @@ class KServe:
                 return reply_of(await infer_text(hosted, form, raw, scope, receive, self._helpers.metrics))
             return reply_of(await self._infer(hosted, form, raw))
 
+    def at_once(self, scope: Scope, name: str, version: str | None) -> AtOnce | None:
+        """Return what answers short bodies of JSON, where the model runs as soon as they arrive."""
+        headers = dict(scope["headers"])
+        if headers.get(b"content-type") != b"application/json" or JSON_LENGTH in headers:
+            return None
+
+        target = Target(self._service, name, version, lambda hosted: hosted.engine if hosted.kind == "tensor" else None)
+
+        def answer(body: bytes) -> bytes | None:
+            found = target.find() if len(body) <= _SMALL else None
+            if found is None:
+                return None
+            hosted, engine = found
+            engine.gate()
+            form = checked(InferForm, parse_json(body, finite=True)) if engine.runs_at_once else None
+            if form is None or form.parameters:
+                return None
+            inputs = read_inputs(form, _NO_BYTES)
+            chosen = wishes(form, engine.signature.outputs, _NO_PARAMETERS)
+            outputs = None if any(wish.binary for wish in chosen) else engine.run_now(inputs)
+            if outputs is None:
+                return None
+            self._watch(hosted, inputs, outputs)
+            return infer_body(hosted.name, hosted.version, form.id, chosen, outputs).body
+
+        return answer
+
+    def _watch(self, hosted: Hosted, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        """Have the inputs compared with the training data."""
+        if self._helpers.watches is not None:
+            self._helpers.watches.see(hosted, None, inputs, outputs)
+
     async def _infer(self, hosted: Hosted, form: InferForm | None, raw: memoryview) -> InferBody:
         signature = hosted.engine.signature
         parameters = _NO_PARAMETERS
@@ -111,16 +151,14 @@ class KServe:
             outputs = hosted.engine.run_now(inputs)
             if outputs is None:
                 outputs = await hosted.engine.infer(inputs, deadline=deadline)
-            if self._helpers.watches is not None:
-                self._helpers.watches.see(hosted, None, inputs, outputs)
+            self._watch(hosted, inputs, outputs)
             return infer_body(hosted.name, hosted.version, request_id, chosen, outputs)
         key = tensor_key(hosted, inputs, chosen)
         found = await cache.get(key)
         kept = InferBody.unpack(found) if found is not None else None
         if kept is None:
             outputs = await hosted.engine.infer(inputs, deadline=deadline)
-            if self._helpers.watches is not None:
-                self._helpers.watches.see(hosted, None, inputs, outputs)
+            self._watch(hosted, inputs, outputs)
             kept = infer_body(hosted.name, hosted.version, None, chosen, outputs)
             await cache.put(key, kept.pack())
         return with_id(kept, request_id)
@@ -133,26 +171,19 @@ class KServe:
 
     async def load(self, request: Request) -> Reply:
         """Load or reload a model: the new one is checked before it takes over."""
-        return await self._change(request, self._service.load)
+        return await self._change(request, "load")
 
     async def unload(self, request: Request) -> Reply:
         """Unload a model once nobody uses it."""
-        return await self._change(request, self._service.unload)
+        return await self._change(request, "unload")
 
-    async def _change(self, request: Request, change: Any) -> Reply:
+    async def _change(self, request: Request, wish: Literal["load", "unload"]) -> Reply:
         self._admin()
         form = checked(RepositoryForm, await _optional_json(request))
-        name = request.path_params["name"]
-        if not MODEL_NAME.fullmatch(name):
-            raise RequestError("this model does not exist here", field="model", status=404)
-        request.scope["state"]["model"] = name
-        try:
-            await asyncio.to_thread(change, name, version=form.parameters.version)
-        except RequestError:
-            raise
-        except DeepSeekError as error:  # a bundle that can't be served; the one before it goes on
-            _LOG.warning("request %s: %s", request.scope["state"]["request_id"], error)
-            raise RequestError(f"the model '{name}' can't be loaded", found=error.problem) from error
+        name, state = request.path_params["name"], request.scope["state"]
+        state["model"] = name if MODEL_NAME.fullmatch(name) else None
+        order = Order(wish, name, form.parameters.version, form.parameters.share)
+        await fulfil(self._orders, order, state["request_id"])
         return json_reply({})
 
     def _admin(self) -> None:

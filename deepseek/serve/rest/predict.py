@@ -22,7 +22,9 @@ from deepseek.serve.rest.json_bytes import dump_arrays
 from deepseek.serve.rest.leases import lease, note
 from deepseek.serve.rest.reply import Reply
 from deepseek.serve.rest.response_cache import body_key
+from deepseek.serve.rest.shortcut import AtOnce
 from deepseek.serve.rest.signature_form import SignatureForm
+from deepseek.serve.rest.target import Target
 from deepseek.serve.security.urls import Fetcher
 
 if TYPE_CHECKING:
@@ -99,6 +101,37 @@ class Predict:
                 await cache.put(key, answer)
             return Reply(answer, "application/json")
 
+    def at_once(self, scope: Scope, name: str, version: str | None) -> AtOnce | None:
+        """Return what answers one short instance in JSON, where the model runs as soon as it arrives."""
+        if _content_type(scope) != "application/json":
+            return None
+
+        target = Target(self._service, name, version, self._short_form)
+
+        def answer(body: bytes) -> bytes | None:
+            found = target.find() if len(body) <= _SMALL else None
+            if found is None:
+                return None
+            hosted, form = found
+            engine = hosted.engine
+            engine.gate()
+            instances = _listed(parse_json(body, finite=True)) if engine.runs_at_once else ()
+            if len(instances) != 1:
+                return None
+            row = _row(form, instances[0], 0)
+            outputs = engine.run_now(row)
+            if outputs is None:
+                return None
+            self._watch(hosted, instances, (row,), (outputs,))
+            return _dumped(hosted, [form.to_answer(row, outputs)])
+
+        return answer
+
+    def _short_form(self, hosted: Hosted) -> Form | None:
+        """Return a model's form where its instances become inputs in no time."""
+        form = None if hosted.kind == "text" else self._forms.of(hosted)
+        return None if form is None or form.needs_model or form.takes not in _AT_ONCE else form
+
     async def _answer(self, hosted: Hosted, form: Form, content_type: str, body: bytes) -> bytes:
         instances = await _instances(form, content_type, body)
         if form.takes in RAW_TYPES:
@@ -117,7 +150,7 @@ class Predict:
             predictions = await asyncio.to_thread(
                 lambda: [form.to_answer(row, output) for row, output in zip(rows, outputs, strict=True)]
             )
-        return dump_arrays({"predictions": predictions, "model": hosted.name, "version": hosted.version})
+        return _dumped(hosted, predictions)
 
     def _watch(
         self,
@@ -138,7 +171,11 @@ async def _instances(form: Form, content_type: str, body: bytes) -> Sequence[Any
         return [body]
     if content_type != "application/json":
         require_json(content_type)
-    values = await load_json(body, finite=True) if len(body) > _SMALL else parse_json(body, finite=True)
+    return _listed(await load_json(body, finite=True) if len(body) > _SMALL else parse_json(body, finite=True))
+
+
+def _listed(values: dict[str, Any]) -> Sequence[Any]:
+    """Return the instances of a JSON body. Raises RequestError."""
     for name in values:
         if name not in _FIELDS:
             shown = ascii(name)[1:-1][:64]
@@ -150,6 +187,10 @@ async def _instances(form: Form, content_type: str, body: bytes) -> Sequence[Any
             "'instances' is no list of instances", field="instances", found=found, wanted=f"1 to {MAX_INSTANCES}"
         )
     return instances
+
+
+def _dumped(hosted: Hosted, predictions: list[dict[str, Any]]) -> bytes:
+    return dump_arrays({"predictions": predictions, "model": hosted.name, "version": hosted.version})
 
 
 async def _fetched(instances: Sequence[Any], fetcher: Fetcher) -> Sequence[Any]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from deepseek.serve.rest.schema import ChatForm, CompletionForm
+from deepseek.serve.text.prepare import is_repeatable
 
 if TYPE_CHECKING:
     from deepseek.serve.hosted import Hosted
-    from deepseek.serve.rest.tensor_request import Wish
     from deepseek.serve.text.engine import Job
 
 
@@ -36,12 +36,19 @@ def text_key(hosted: Hosted, jobs: Sequence[Job], form: CompletionForm | ChatFor
     """Return the key of a text request; `kind` is the form of the answer."""
     asked = [(job.prompt_ids, job.sampling, job.stop, sorted(job.stop_ids), job.logprobs, job.salt) for job in jobs]
     wanted = None if form.response_format is None else form.response_format.model_dump_json(by_alias=True)
-    limits: Any = hosted.engine.limits
-    return _digest(hosted, [kind, repr(asked), repr(wanted), repr(getattr(limits, "weights", None))])
+    engine: Any = hosted.engine
+    computed = (type(engine).__name__, getattr(engine.limits, "weights", None))
+    return _digest(hosted, [kind, repr(asked), repr(wanted), repr(computed)])
 
 
-def tensor_key(hosted: Hosted, inputs: Mapping[str, np.ndarray], wishes: Sequence[Wish]) -> str:
-    """Return the key of an infer request; the id a client gives it is no part of it."""
+def is_kept(form: CompletionForm | ChatForm) -> bool:
+    """Return whether a text request has the same answer each time, and so may have one that was kept."""
+    in_a_session = isinstance(form, ChatForm) and form.session_id is not None
+    return not in_a_session and is_repeatable(form)
+
+
+def tensor_key(hosted: Hosted, inputs: Mapping[str, np.ndarray], wishes: Sequence[object]) -> str:
+    """Return the key of an infer request: `wishes` say what is to be answered and how, the client's id says nothing."""
     parts: list[str | bytes] = [repr(wishes)]
     for name in sorted(inputs):
         value = inputs[name]

@@ -1,66 +1,33 @@
 """What a client may ask: strict, bounded forms of OpenAI's completion, chat and embedding requests.
 
 Every number is bounded before anything is allocated for it; an unknown field is refused with the nearest known name.
-Besides OpenAI's fields there are `top_k`, `repetition_penalty` and, in a chat, `session_id`. `user` is accepted and not
-used. Fields of OpenAI's interface that this server has no use for are accepted at the value that changes nothing
-(`NEUTRAL`) and refused otherwise. `null` means the default. Not here: whether the prompt fits the model.
+Besides OpenAI's fields there are `version`, `top_k`, `repetition_penalty` and, in a chat, `session_id`. `user` is
+accepted and not used. `null` means the default. Not here: what is told of a wrong body (see `strict`), and whether the
+prompt fits the model.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
 
-from deepseek.errors import RequestError, did_you_mean
+from deepseek.serve.rest.strict import MAX_FIELDS as MAX_FIELDS
+from deepseek.serve.rest.strict import NEUTRAL as NEUTRAL
+from deepseek.serve.rest.strict import Form as Form
+from deepseek.serve.rest.strict import checked as checked
+from deepseek.serve.rest.strict import parse as parse
+from deepseek.serve.rest.strict import shown as shown
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """What a model may be called."""
-MAX_FIELDS = 64
-"""Fields of one body, known or not."""
 MAX_ANSWERS = 16
 """Answers of one request: prompts times `n`."""
 MAX_EMBEDDINGS = 64
 """Texts of one request for embeddings."""
-
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "logit_bias": ({},),
-    "presence_penalty": (0, 0.0),
-    "frequency_penalty": (0, 0.0),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "modalities": (["text"],),
-    "metadata": ({},),
-    "store": (False,),
-    "service_tier": ("auto", "default"),
-    "dimensions": (),
-}
-"""Fields of OpenAI's interface without a use here, each with the values that ask for nothing."""
-
-
-class Form(BaseModel):
-    """A strict form: nothing unknown, nothing converted, nothing infinite."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
-
 
 _Stop = Annotated[str, Field(min_length=1, max_length=128)]
 _Likeliest = Annotated[int, Field(ge=0, le=5)]
@@ -169,6 +136,9 @@ class SamplingForm(Form):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     user: str | None = Field(None, max_length=256)
+    version: Annotated[str, AfterValidator(_model_name)] | None = None
+
+    sections: ClassVar[Mapping[str, type[Form]]] = {"stream_options": StreamOptions, "response_format": ResponseFormat}
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> Self:
@@ -218,6 +188,8 @@ class ChatForm(SamplingForm):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     session_id: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
 
+    sections: ClassVar[Mapping[str, type[Form]]] = {**SamplingForm.sections, "messages": Message}
+
     @property
     def likeliest(self) -> int | None:
         """How many likely tokens are told at each place beside the chosen one; None: no log probabilities."""
@@ -255,61 +227,3 @@ class EmbeddingForm(Form):
         if len(self.input) > MAX_EMBEDDINGS:
             raise PydanticCustomError("input", f"at most {MAX_EMBEDDINGS} texts")
         return self
-
-
-_SECTIONS: Mapping[str, type[Form]] = {
-    "messages": Message,
-    "stream_options": StreamOptions,
-    "response_format": ResponseFormat,
-}
-_AnyForm = TypeVar("_AnyForm", bound=Form)
-
-
-def parse(form: type[_AnyForm], body: Mapping[str, Any]) -> _AnyForm:
-    """Return `body` as an OpenAI form. Raises RequestError (400) with the first wrong field named."""
-    if len(body) > MAX_FIELDS:
-        raise RequestError("too many fields", found=len(body), wanted=f"at most {MAX_FIELDS}")
-    known = form.model_fields.keys() | NEUTRAL.keys()
-    values = {name: value for name, value in body.items() if not (value is None and name in known)}
-    for name in NEUTRAL.keys() & values.keys():
-        _refuse_unless_neutral(name, values.pop(name))
-    return checked(form, values)
-
-
-def checked(form: type[_AnyForm], values: Mapping[str, Any]) -> _AnyForm:
-    """Return `values` as `form`. Raises RequestError (400) with the first wrong field named."""
-    try:
-        return form.model_validate(values)
-    except ValidationError as error:
-        raise _request_error(form, error.errors(include_url=False)[0]) from None
-
-
-def _refuse_unless_neutral(name: str, value: Any) -> None:
-    if not any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL[name]):
-        accepted = " or ".join(str(neutral) for neutral in NEUTRAL[name])
-        raise RequestError(
-            f"'{name}' is not supported by this server",
-            field=name,
-            found=shown(value),
-            fix="leave it out" + (f" (only {accepted} is accepted)" if accepted else ""),
-        )
-
-
-def _request_error(form: type[Form], detail: ErrorDetails) -> RequestError:
-    location = [str(part)[:64].encode("ascii", "backslashreplace").decode() for part in detail["loc"]]
-    name = ".".join(location) or detail["type"]
-    if detail["type"] == "extra_forbidden":
-        owner = _SECTIONS.get(location[0], form) if len(location) > 1 else form
-        return RequestError(f"unknown field '{name}'", field=name, fix=did_you_mean(location[-1], owner.model_fields))
-    if detail["type"] == "missing":
-        return RequestError(f"'{name}' is missing", field=name, fix=f"add '{name}'")
-    wanted = re.sub(r"^(Input|List|String) should (be |have |match )?", "", detail["msg"])
-    if not detail["loc"]:
-        return RequestError(f"'{name}' does not fit the rest", field=name, wanted=wanted)
-    return RequestError(f"'{name}' is {shown(detail['input'])}", field=name, wanted=wanted)
-
-
-def shown(value: Any) -> str:
-    """Return a value as an error may show it: short, and plain ASCII."""
-    text = f"of type {type(value).__name__}" if isinstance(value, list | dict) else ascii(value)
-    return text if len(text) <= 48 else text[:45] + "..."

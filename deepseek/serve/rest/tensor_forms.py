@@ -95,6 +95,8 @@ class LoadForm(Form):
     """The body of `/v2/repository/models/NAME/load` and `unload`."""
 
     version: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    share: float | None = Field(default=None, gt=0, le=1)
+    """Of a load: the part of the requests that the version takes, beside those that serve; all without it."""
 
 
 class RepositoryForm(Form):

@@ -8,7 +8,7 @@ Not here: what a call does (see `inference`, `generation`), and how gRPC puts it
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import logging
 import os
 import random
@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from deepseek.errors import RequestError
 from deepseek.serve.rest.answer import internal_error
 from deepseek.serve.rest.wire import sentence
-from deepseek.serve.rpc.protocol import Write, code_name, writer
+from deepseek.serve.rpc.protocol import StalledError, Write, code_name, writer
 from deepseek.serve.security.limits import RateLimiter, client_of
 
 if TYPE_CHECKING:
@@ -101,7 +101,11 @@ class Gate:
         """Return the handler of a method with one message each way."""
         import grpc  # type: ignore[import-untyped]
 
-        return grpc.unary_unary_rpc_method_handler(functools.partial(self._handle, route, method, is_open))
+        async def handle(raw: bytes, context: Any) -> bytes:
+            answer: bytes = await self._handle(route, method, is_open, raw, context)
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(handle)
 
     def server_stream(self, route: str, method: ServerStream, *, is_open: bool = False) -> Any:
         """Return the handler of a method that answers with a stream."""
@@ -227,6 +231,9 @@ class Gate:
         """End the call with the error's code and sentence; beside them what REST puts into headers."""
         import grpc
 
+        if isinstance(error, StalledError):
+            with contextlib.suppress(grpc.aio.InternalError):
+                await error.pending
         trailing = [("x-request-id", request_id)]
         if error.status in (429, 503):
             trailing.append(("retry-after", str(getattr(error, "retry_after", None) or self._retry_after())))

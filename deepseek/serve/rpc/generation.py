@@ -6,20 +6,24 @@ Not here: what a request may ask (see `text_forms`) and the schedule (see `deeps
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deepseek.errors import RequestError
-from deepseek.serve.rest.answer import jobs_of
+from deepseek.serve.rest.answer import Helpers, jobs_of
+from deepseek.serve.rest.conversation import in_session, remember
 from deepseek.serve.rest.leases import lease, note, only_text
 from deepseek.serve.rest.mailbox import Mailbox
+from deepseek.serve.rest.response_cache import is_kept, text_key
 from deepseek.serve.rest.schema import ChatForm, CompletionForm
 from deepseek.serve.rest.text_tensors import TEXT_OUTPUT
+from deepseek.serve.rest.wire_logprobs import ChatLogprobs
 from deepseek.serve.rpc import messages
 from deepseek.serve.rpc.calls import Call
+from deepseek.serve.rpc.kept import pack, unpack
 from deepseek.serve.rpc.protocol import Write, parse
 from deepseek.serve.rpc.tensors import AnswerWriter, is_raw
 from deepseek.serve.rpc.text_forms import generate_form, text_question
@@ -34,13 +38,15 @@ if TYPE_CHECKING:
 class TextRun:
     """One request's answers: the events of the engine, and counts of tokens."""
 
-    def __init__(self, hosted: Hosted, jobs: Sequence[Job], state: dict[str, Any], metrics: Metrics | None) -> None:
+    def __init__(self, hosted: Hosted, jobs: Sequence[Job], state: dict[str, Any], metrics: Metrics) -> None:
         self._hosted = hosted
         self._jobs = jobs
         self._state = state
         self._metrics = metrics
         self.left = len(jobs)
         """Answers that are not complete."""
+        self.is_whole = True
+        """Whether no answer was cut off."""
         self.prompt_tokens: int = state["tokens_in"]
         self.completion_tokens = 0
         self.cached_tokens = 0
@@ -62,31 +68,57 @@ class TextRun:
 
     def _count(self, done: Done) -> None:
         self.left -= 1
+        self.is_whole = self.is_whole and done.reason != "cancelled"
         self.completion_tokens += done.tokens
         self.cached_tokens += done.cached_tokens
         self._state["tokens_out"] = self.completion_tokens
-        if self._metrics is not None and done.reason != "cancelled":
+        if done.reason != "cancelled":
             self._metrics.answer(self._hosted.name, done)
 
 
 class Generation:
     """The methods that give text."""
 
-    def __init__(self, service: Service, metrics: Metrics | None) -> None:
+    def __init__(self, service: Service, helpers: Helpers) -> None:
         self._service = service
-        self._metrics = metrics
+        self._helpers = helpers
         self._writer = AnswerWriter()
 
     async def generate(self, raw: bytes, call: Call, write: Write) -> None:
         """Answer `deepseek.v1.TextGeneration/Generate`."""
         form = generate_form(parse(messages.GenerateRequest, raw))
-        with lease(self._service, form.model) as hosted:
+        with lease(self._service, form.model, form.version) as hosted:
             note(call.state, hosted)
             only_text(hosted)
-            run = await self._begin(hosted, form, call)
-            async with aclosing(run.events()) as events:
-                async for event in events:
-                    await write(_response(run, event).SerializeToString())
+            asked = await in_session(self._helpers.sessions, form, hosted.model, call.state)
+            jobs = await jobs_of(hosted.model, asked, call.state)
+            cache = self._helpers.cache if is_kept(asked) else None
+            key = "" if cache is None else text_key(hosted, jobs, asked, messages.GENERATION)
+            found = None if cache is None else await cache.get(key)
+            if found is not None:
+                for part in unpack(found):
+                    await write(part)
+                return
+            run = TextRun(hosted, jobs, call.state, self._helpers.metrics)
+            parts, text = await self._send(run, hosted, write, keep=cache is not None)
+            if cache is not None and run.is_whole:
+                await cache.put(key, pack(parts))
+            if run.is_whole:
+                await remember(self._helpers.sessions, form, text, call.state)
+
+    async def _send(self, run: TextRun, hosted: Hosted, write: Write, *, keep: bool) -> tuple[list[bytes], str]:
+        """Write the responses; return them, if they are to be kept, and the first answer's text."""
+        logprobs = ChatLogprobs(hosted.model)
+        parts, first = [], []
+        async with aclosing(run.events()) as events:
+            async for event in events:
+                part = _response(run, event, logprobs).SerializeToString()
+                if keep:
+                    parts.append(part)
+                if isinstance(event, Piece) and event.choice == 0:
+                    first.append(event.text)
+                await write(part)
+        return parts, "".join(first)
 
     async def whole(self, request: Any, hosted: Hosted, call: Call) -> bytes:
         """Answer ModelInfer of a language model: the answers in the shape of the texts."""
@@ -111,7 +143,7 @@ class Generation:
                 yield self._answer(request, hosted, [text], (1,)) + _about(run, event)
 
     async def _begin(self, hosted: Hosted, form: CompletionForm | ChatForm, call: Call) -> TextRun:
-        return TextRun(hosted, await jobs_of(hosted.model, form, call.state), call.state, self._metrics)
+        return TextRun(hosted, await jobs_of(hosted.model, form, call.state), call.state, self._helpers.metrics)
 
     def _answer(self, request: Any, hosted: Hosted, texts: Sequence[str], shape: tuple[int, ...]) -> bytes:
         values = np.empty(len(texts), object)
@@ -120,11 +152,13 @@ class Generation:
         return self._writer.write((hosted.name, hosted.version), (TEXT_OUTPUT,), outputs, raw=is_raw(request))
 
 
-def _response(run: TextRun, event: Piece | Done) -> Any:
+def _response(run: TextRun, event: Piece | Done, logprobs: ChatLogprobs) -> Any:
     """Return an event as a GenerateResponse; the last one has the usage."""
     answer = messages.GenerateResponse(choice=event.choice)
     if isinstance(event, Piece):
         answer.text = event.text
+        for one in logprobs.tell(event.logprobs)["content"] if event.logprobs else ():
+            answer.logprobs.add(chosen=_likely(one), top=[_likely(other) for other in one["top_logprobs"]])
     else:
         answer.finish_reason = event.reason
     if not run.left:
@@ -133,6 +167,11 @@ def _response(run: TextRun, event: Piece | Done) -> Any:
         answer.usage.total_tokens = run.prompt_tokens + run.completion_tokens
         answer.usage.cached_tokens = run.cached_tokens
     return answer
+
+
+def _likely(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a token as REST tells it as the fields of a Likely."""
+    return {"token": told["token"], "raw": bytes(told["bytes"]), "logprob": told["logprob"]}
 
 
 def _about(run: TextRun, event: Piece | Done) -> bytes:

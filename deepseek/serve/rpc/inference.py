@@ -6,27 +6,31 @@ Source: Open Inference Protocol (KServe v2), gRPC part, with Triton's ModelStrea
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from deepseek.errors import RequestError
-from deepseek.serve.rest.answer import internal_error
+from deepseek.serve.orders import Order, Orders
+from deepseek.serve.repository import fulfil
+from deepseek.serve.rest.answer import Helpers, internal_error
 from deepseek.serve.rest.kserve import signature_of
 from deepseek.serve.rest.leases import lease, note
+from deepseek.serve.rest.response_cache import tensor_key
 from deepseek.serve.rest.schema import Form, checked
+from deepseek.serve.rest.target import Target
 from deepseek.serve.rest.tensor_forms import InferForm, InferOutput, InferParameters, LoadForm
 from deepseek.serve.rest.tensor_request import wishes
 from deepseek.serve.rest.wire import sentence
 from deepseek.serve.rpc import messages
 from deepseek.serve.rpc.calls import Call, Gate
 from deepseek.serve.rpc.generation import Generation
-from deepseek.serve.rpc.protocol import Write, parse, received
+from deepseek.serve.rpc.protocol import StalledError, Write, parse, received
 from deepseek.serve.rpc.tensors import AnswerWriter, is_raw, read_inputs
 from deepseek.serve.rpc.text_forms import parameters
 
@@ -34,7 +38,9 @@ if TYPE_CHECKING:
     from deepseek.serve.hosted import Hosted, Lease
     from deepseek.serve.service import Service
     from deepseek.serve.tensor.datatypes import TensorSpec
+    from deepseek.serve.tensor.engine import TensorEngine
 
+_FRACTION = re.compile(r"[01]?\.[0-9]{1,9}|1")
 EXTENSIONS = ("model_stream_infer", "model_repository")
 _LOG = logging.getLogger("deepseek.serve")
 
@@ -43,14 +49,25 @@ class Inference:
     """The methods, each from the bytes of a message to the bytes of its answer."""
 
     def __init__(
-        self, service: Service, generation: Generation, gate: Gate, *, idle_seconds: float, allow_admin: bool
+        self,
+        service: Service,
+        generation: Generation,
+        helpers: Helpers,
+        gate: Gate,
+        orders: Orders,
+        *,
+        idle_seconds: float,
+        allow_admin: bool,
     ) -> None:
         self._service = service
         self._generation = generation
+        self._cache, self._watches = helpers.cache, helpers.watches
         self._gate = gate
+        self._orders = orders
         self._idle_seconds = idle_seconds
         self._allow_admin = allow_admin
         self._writer = AnswerWriter()
+        self._targets: dict[str, Target[TensorEngine]] = {}
 
     async def server_live(self, raw: bytes, call: Call) -> bytes:
         """Tell that the process is alive."""
@@ -101,6 +118,9 @@ class Inference:
     async def model_infer(self, raw: bytes, call: Call) -> bytes:
         """Answer one question."""
         request = parse(messages.ModelInferRequest, raw)
+        at_once = self._at_once(request, call)
+        if at_once is not None:
+            return at_once
         with self._use(request) as hosted:
             note(call.state, hosted)
             if hosted.kind == "text":
@@ -121,6 +141,8 @@ class Inference:
                     async for piece in pieces:
                         await write(_in_stream(piece))
                 continue
+            except StalledError:
+                raise
             except RequestError as error:
                 refusal = error
             except Exception as error:
@@ -144,16 +166,14 @@ class Inference:
         """Load a model, or load it anew, beside the one in use."""
         request = parse(messages.RepositoryModelLoadRequest, raw)
         self._admin(request.repository_name)
-        version = _version(request)
-        await asyncio.to_thread(self._service.load, request.model_name, version=version)
+        await fulfil(self._orders, _order("load", request), call.id)
         return _bytes(messages.RepositoryModelLoadResponse())
 
     async def repository_unload(self, raw: bytes, call: Call) -> bytes:
         """Take a model out of service once nobody uses it."""
         request = parse(messages.RepositoryModelUnloadRequest, raw)
         self._admin(request.repository_name)
-        version = _version(request)
-        await asyncio.to_thread(self._service.unload, request.model_name, version=version)
+        await fulfil(self._orders, _order("unload", request), call.id)
         return _bytes(messages.RepositoryModelUnloadResponse())
 
     async def _streamed(self, request: Any, call: Call) -> AsyncGenerator[bytes]:
@@ -166,6 +186,32 @@ class Inference:
             else:
                 yield await self._tensors(request, hosted, call) + _id(request)
 
+    def _at_once(self, request: Any, call: Call) -> bytes | None:
+        """Answer a plain question to a model that runs as soon as it arrives; None where there is more to it."""
+        if request.parameters or request.outputs or self._cache is not None:
+            return None
+        name = request.model_name
+        target = self._targets.get(name)
+        if target is None or request.model_version:
+            if name in self._service.hosted:
+                self._targets[name] = Target(self._service, name, None, _engine_of)
+            return None
+        found = target.find()
+        if found is None or not found[1].runs_at_once:
+            return None
+        hosted, engine = found
+        note(call.state, hosted)
+        engine.gate()
+        inputs = read_inputs(request, engine.signature.inputs)
+        outputs = engine.run_now(inputs)
+        if outputs is None:
+            return None
+        if self._watches is not None:
+            self._watches.see(hosted, None, inputs, outputs)
+        model = (hosted.name, hosted.version)
+        answer = self._writer.write(model, engine.signature.outputs, outputs, raw=is_raw(request))
+        return answer + _id(request) if request.id else answer
+
     async def _tensors(self, request: Any, hosted: Hosted, call: Call) -> bytes:
         """Answer a question to a model of fixed shape."""
         hosted.engine.gate()
@@ -175,12 +221,23 @@ class Inference:
         signature = hosted.engine.signature
         wanted = _wanted(request, signature.outputs) if request.outputs else signature.outputs
         inputs = read_inputs(request, signature.inputs)
+        key = ""
+        if self._cache is not None:
+            key = tensor_key(hosted, inputs, (messages.INFERENCE, is_raw(request), *wanted))
+            kept = await self._cache.get(key)
+            if kept is not None:
+                return kept
         outputs = hosted.engine.run_now(inputs)
         if outputs is None:
             deadline = call.deadline if own is None else _deadline(own, call.deadline)
             outputs = await hosted.engine.infer(inputs, deadline=deadline)
+        if self._watches is not None:
+            self._watches.see(hosted, None, inputs, outputs)
         model = (hosted.name, hosted.version)
-        return self._writer.write(model, wanted, outputs, raw=is_raw(request))
+        answer = self._writer.write(model, wanted, outputs, raw=is_raw(request))
+        if self._cache is not None:
+            await self._cache.put(key, answer)
+        return answer
 
     def _use(self, request: Any) -> Lease:
         """Return the model of a ModelInferRequest, to be held by a `with` block."""
@@ -207,6 +264,10 @@ class CallParameters(Form):
     """Microseconds after which the answer is no longer wanted."""
 
 
+def _engine_of(hosted: Hosted) -> TensorEngine | None:
+    return hosted.engine if hosted.kind == "tensor" else None
+
+
 def _deadline(given: CallParameters, deadline: float | None) -> float | None:
     if given.timeout is None:
         return deadline
@@ -225,13 +286,20 @@ def _wanted(request: Any, outputs: tuple[TensorSpec, ...]) -> list[TensorSpec]:
     return [wish.spec for wish in wishes(form, outputs, InferParameters.model_construct())]
 
 
-def _version(request: Any) -> str | None:
-    """Return the version that a load or unload names, as over REST. Raises RequestError (400)."""
-    values = {}
+def _order(what: Literal["load", "unload"], request: Any) -> Order:
+    """Return the order that a call gives, with the parameters that REST takes. Raises RequestError (400).
+
+    The protocol's parameters have no fractions: a share is a text such as "0.1".
+    """
+    values: dict[str, Any] = {}
     for name, parameter in request.parameters.items():
         kind = parameter.WhichOneof("parameter_choice")
         values[name] = None if kind is None else getattr(parameter, kind)
-    return checked(LoadForm, values).version
+    share = values.get("share")
+    if isinstance(share, str) and _FRACTION.fullmatch(share):
+        values["share"] = float(share)
+    form = checked(LoadForm, values)
+    return Order(what, request.model_name, form.version, form.share)
 
 
 def _id(request: Any) -> bytes:

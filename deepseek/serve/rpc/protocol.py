@@ -13,6 +13,8 @@ from typing import Any
 from deepseek.errors import RequestError
 
 Write = Callable[[bytes], Awaitable[None]]
+WRITE_SECONDS = 60.0
+"""The longest a client may take none of a stream's answers; then all that the call holds is let go."""
 _CODES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -30,6 +32,16 @@ _CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+
+
+class StalledError(RequestError):
+    """The client takes none of a stream's answers (408)."""
+
+    def __init__(self, pending: asyncio.Future[None]) -> None:
+        """`pending`: the sending of a message, before whose end gRPC can't even send an error."""
+        problem = f"the client took none of the answers for {WRITE_SECONDS:g} s"
+        super().__init__(problem, status=408, fix="read them as they come")
+        self.pending = pending
 
 
 def code_name(status: int) -> str:
@@ -72,12 +84,20 @@ async def received(messages: AsyncIterator[bytes], idle_seconds: float) -> Async
 
 
 def writer(context: Any) -> Write:
-    """Return what writes to a stream. Raises RequestError (499) where the client is gone."""
+    """Return what writes to a stream. Raises RequestError: 499 where the client is gone, 408 where it takes nothing."""
     import grpc  # type: ignore[import-untyped]
 
     async def write(message: bytes) -> None:
+        sending = asyncio.ensure_future(context.write(message))
         try:
-            await context.write(message)
+            await asyncio.wait((sending,), timeout=WRITE_SECONDS)
+        except asyncio.CancelledError:
+            sending.cancel()
+            raise
+        if not sending.done():
+            raise StalledError(sending)
+        try:
+            sending.result()
         except grpc.aio.InternalError:
             raise RequestError("the client went away", status=499) from None
 

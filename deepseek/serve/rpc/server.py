@@ -14,15 +14,16 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from pydantic import Field
-
-from deepseek.config import Config
 from deepseek.errors import ConfigError, RequestError, nearest
 from deepseek.lazy import require
+from deepseek.serve.monitoring.metrics import PlainMetrics
+from deepseek.serve.orders import Orders
+from deepseek.serve.rest.answer import Helpers
 from deepseek.serve.rpc.calls import BothStream, Call, Gate, Keys
 from deepseek.serve.rpc.generation import Generation
 from deepseek.serve.rpc.health import Health, reflection_handlers
 from deepseek.serve.rpc.inference import Inference
+from deepseek.serve.rpc.limits import RpcLimits as RpcLimits
 from deepseek.serve.rpc.messages import GENERATION, INFERENCE
 from deepseek.serve.rpc.protocol import Write
 from deepseek.serve.speech.rpc import SpeechRecognition
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
 
-    from deepseek.serve.monitoring.metrics import Metrics
-    from deepseek.serve.rest.gateway import Guard
+    from deepseek.serve.rest.door import Guard
     from deepseek.serve.service import Service
 
 _LOG = logging.getLogger("deepseek.serve")
@@ -43,27 +43,6 @@ _TELL_SECONDS = 0.05
 """What watchers of health get to hear that the server stops."""
 _OPEN = frozenset({"ServerLive", "ServerReady"})
 """Methods that need no key: the probes, as over REST."""
-
-
-class RpcLimits(Config):
-    """How much the gRPC server takes on."""
-
-    max_message_bytes: int = Field(16 << 20, ge=1024, le=1 << 30)
-    """Bytes of the longest message that is read, after decompression too; a longer one gets RESOURCE_EXHAUSTED."""
-    max_calls: int = Field(256, ge=1, le=65_536)
-    """Calls at once, and as many calls for health beside them; one more gets RESOURCE_EXHAUSTED."""
-    max_calls_per_connection: int = Field(100, ge=1, le=65_536)
-    """Calls at once on one connection; further ones wait at the client."""
-    max_connections: int = Field(512, ge=1, le=65_536)
-    """Open connections; one more is closed."""
-    idle_seconds: float = Field(300.0, gt=0, le=86_400)
-    """How long a stream may stay open without a question."""
-    ping_seconds: float = Field(10.0, gt=0, le=3600)
-    """A client may send keepalive pings this often; one that sends more is told to go away (ENHANCE_YOUR_CALM)."""
-    allow_admin: bool = False
-    """Whether clients may list, load and unload models (the Repository calls)."""
-    reuse_port: bool = False
-    """Whether several processes may listen on one port (workers under a supervisor)."""
 
 
 class Certificate(Protocol):
@@ -82,7 +61,8 @@ class RpcServer:
 
     `with` runs it on a thread of its own; `await start()` and `await stop()` on the caller's event loop, which is the
     one to choose where a rate limiter is shared with other servers on that loop. The service is started and closed by
-    its owner. `guard` is that of the REST gateway: its keys (unless `keys` are given), rate limiter and audit log.
+    its owner. `guard` is that of the REST gateway: its keys (unless `keys` are given), rate limiter and audit log;
+    `helpers` (metrics, cache, sessions, watches of drift) and `orders` are the REST interface's too.
     """
 
     def __init__(
@@ -95,11 +75,14 @@ class RpcServer:
         tls: Certificate | None = None,
         limits: RpcLimits | None = None,
         guard: Guard | None = None,
-        metrics: Metrics | None = None,
+        helpers: Helpers | None = None,
         speech: Streams | None = None,
+        orders: Orders | None = None,
     ) -> None:
         require("grpc", "serve")
         self._service = service
+        self._helpers = helpers or Helpers(PlainMetrics(service))
+        self._orders = orders or Orders(service)
         self._host = host
         self._tls = tls
         self.limits = limits or RpcLimits()
@@ -109,13 +92,13 @@ class RpcServer:
             keys=keys if keys is not None or guard is None else guard.keys,
             limiter=None if guard is None else guard.limiter,
             audit=None if guard is None else guard.audit,
-            metrics=metrics,
+            metrics=None if helpers is None else helpers.metrics,
             max_calls=self.limits.max_calls,
             retry_after=service.retry_after,
         )
         self._health = Health(service)
         self._speech = SpeechRecognition(speech or Streams(service))
-        self._methods = self._handlers(metrics)
+        self._methods = self._handlers()
         self._server: Any = None
         self._follower: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
@@ -152,12 +135,7 @@ class RpcServer:
         import grpc  # type: ignore[import-untyped]
 
         self._server = grpc.aio.server(options=self._options())
-        for service in _services(self._methods):
-            handlers = {
-                path.rpartition("/")[2]: self._methods[path] for path in self._methods if f"/{service}/" in path
-            }
-            self._server.add_registered_method_handlers(service, handlers)
-        self._server.add_generic_rpc_handlers((self._generic_handler(),))
+        self._server.add_generic_rpc_handlers((self._handler(),))  # grpcio waits on every registered method by itself
         address = f"[{self._host}]:{self.port}" if ":" in self._host else f"{self._host}:{self.port}"
         try:
             if self._tls is None:
@@ -224,12 +202,18 @@ class RpcServer:
             ("grpc.so_reuseport", int(limits.reuse_port)),
         ]
 
-    def _handlers(self, metrics: Metrics | None) -> dict[str, Any]:
+    def _handlers(self) -> dict[str, Any]:
         """Return the handlers of all methods by path."""
         gate, limits = self._gate, self.limits
-        generation = Generation(self._service, metrics)
+        generation = Generation(self._service, self._helpers)
         inference = Inference(
-            self._service, generation, gate, idle_seconds=limits.idle_seconds, allow_admin=limits.allow_admin
+            self._service,
+            generation,
+            self._helpers,
+            gate,
+            self._orders,
+            idle_seconds=limits.idle_seconds,
+            allow_admin=limits.allow_admin,
         )
         unary = {
             "ServerLive": inference.server_live,
@@ -254,16 +238,17 @@ class RpcServer:
         methods.update(reflection_handlers(gate, limits.idle_seconds))
         return methods
 
-    def _generic_handler(self) -> Any:
+    def _handler(self) -> Any:
         import grpc
 
         methods, gate = self._methods, self._gate
 
         class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
-            """Takes calls of methods that are not registered, so that they are refused like any other call."""
+            """Finds the method of a call; one that is not known is refused like any other call."""
 
             def service(self, handler_call_details: Any) -> Any:
-                return gate.both_stream("other", _unknown(handler_call_details.method, methods))
+                path = handler_call_details.method
+                return methods.get(path) or gate.both_stream("other", _unknown(path, methods))
 
         return Handler()
 

@@ -43,10 +43,16 @@ def generate_form(request: Any) -> CompletionForm | ChatForm:
         body["response_format"] = _response_format(body.pop("json_schema"))
     if request.model:
         body["model"] = request.model
+    if request.version:
+        body["version"] = request.version
+    if request.HasField("session_id"):
+        body["session_id"] = request.session_id
     if request.HasField("prompt") == bool(request.messages):
         found = "both" if request.messages else "neither"
         raise RequestError("'prompt' or 'messages'", field="prompt", found=found, wanted="one of the two")
     if request.messages:
+        if "logprobs" in body:
+            body |= {"logprobs": True, "top_logprobs": body["logprobs"]}
         messages = [{"role": message.role, "content": message.content} for message in request.messages]
         return parse(ChatForm, {**body, "messages": messages, "stream": True})
     return parse(CompletionForm, {**body, "prompt": request.prompt, "stream": True})

@@ -3,7 +3,7 @@
 A file has one key a line: `NAME: sha256:HEX`, and, where a key has its own rate, `NAME: sha256:HEX 120/min`. Empty
 lines and those that begin with `#` are passed over. Keys come from `new_key`: 256 random bits, so a plain SHA-256 is
 enough (there is nothing to guess that a slow hash would protect, and a slow hash lets strangers spend the server's
-time). Not here: rate limits (see `limits`) and where a key stands in a request (see `rest.gateway`).
+time). Not here: rate limits (see `limits`) and where a key stands in a request (see `rest.door`).
 """
 
 from __future__ import annotations
@@ -35,11 +35,19 @@ class KeyId(NamedTuple):
     requests_per_minute: int | None = None
 
 
+class _Table(NamedTuple):
+    """The keys of one reading of the file, and those of them that came; a new reading forgets both."""
+
+    keys: dict[bytes, tuple[bytes, KeyId]]
+    seen: dict[bytes, tuple[bytes, KeyId]]
+
+
 class KeyRing:
     """The keys of one server.
 
     A presented key is hashed, and the hash is hashed again with a secret of this process before it is looked up: how
-    long the look-up takes tells only of numbers that nobody outside can know, for any number of keys.
+    long the look-up takes tells only of numbers that nobody outside can know, for any number of keys. A key that was
+    found good is found again by one keyed hash (BLAKE2, RFC 7693) of the whole, until the keys change.
     """
 
     def __init__(self, hashes: Mapping[str, KeyId], path: Path | None = None) -> None:
@@ -47,7 +55,8 @@ class KeyRing:
         self._pepper = secrets.token_bytes(32)
         self._path = path
         self._stamp = None if path is None else _stamp(path)
-        self._keys: dict[bytes, tuple[bytes, KeyId]] = {}
+        self._mark = hashlib.blake2b(digest_size=32, key=secrets.token_bytes(32))
+        self._table = _Table({}, {})
         self._replace(hashes)
 
     @classmethod
@@ -63,14 +72,23 @@ class KeyRing:
         return cls(_read(Path(path)), Path(path))
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._table.keys)
 
     def allows(self, presented: str | bytes) -> KeyId | None:
         """Return whose key it is, None for one that is not known."""
         given = presented.encode("utf-8", "surrogateescape") if isinstance(presented, str) else presented
+        table, hasher = self._table, self._mark.copy()
+        hasher.update(given)
+        mark = hasher.digest()
+        seen, owner = table.seen.get(mark, (_NOBODY, None))
+        if hmac.compare_digest(mark, seen):
+            return owner
         digest = self._blind(hashlib.sha256(given).digest())
-        known, owner = self._keys.get(digest, (_NOBODY, None))
-        return owner if hmac.compare_digest(digest, known) else None
+        known, owner = table.keys.get(digest, (_NOBODY, None))
+        if owner is None or not hmac.compare_digest(digest, known):
+            return None
+        table.seen[mark] = mark, owner  # one for each key at most: no two texts have one SHA-256
+        return owner
 
     def refresh(self, *, force: bool = False) -> bool:
         """Read the file again where it changed (`force`: in any case); return whether the keys are new.
@@ -98,7 +116,7 @@ class KeyRing:
                 f"no API key in {self._path}", wanted="a line NAME: sha256:HEX", fix="deepseek serve --new-key NAME"
             )
         blinded = ((self._blind(bytes.fromhex(digest)), owner) for digest, owner in hashes.items())
-        self._keys = {digest: (digest, owner) for digest, owner in blinded}
+        self._table = _Table({digest: (digest, owner) for digest, owner in blinded}, {})
 
     def _blind(self, digest: bytes) -> bytes:
         return hmac.digest(self._pepper, digest, "sha256")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deepseek.data.audio.dynamics import pre_emphasis
 from deepseek.data.audio.features import Cepstra, LogMel, PreEmphasis
+from deepseek.data.audio.global_norm import GlobalMeanVarianceNorm
 from deepseek.data.audio.mel import MelSettings
 from deepseek.data.audio.resample import Resample
 from deepseek.data.audio.resampling import ResampleStream
@@ -73,10 +74,10 @@ def check_stages(stages: Sequence[Stage | StageGroup]) -> None:
     if LogMel not in kinds:
         raise ConfigError("the pipeline makes no spectra of sound", wanted="LogMel or FeatureExtract")
     for stage in flat(stages):
-        if not isinstance(stage, Resample | PreEmphasis | LogMel | Cepstra):
+        if not isinstance(stage, Resample | PreEmphasis | LogMel | Cepstra | GlobalMeanVarianceNorm):
             raise ConfigError(
                 f"the stage {type(stage).__name__} needs the whole recording",
-                wanted="Resample, PreEmphasis, LogMel, Cepstra",
+                wanted="Resample, PreEmphasis, LogMel, Cepstra, GlobalMeanVarianceNorm",
                 fix="train a streaming model without it",
             )
         if isinstance(stage, Cepstra) and stage.type == "mfcc" and stage.style == "librosa":
@@ -95,6 +96,8 @@ def _step(stage: Stage, rate: int) -> Step:
             rate, stage.style, stage.n_mels, stage.window_ms, stage.hop_ms, stage.n_fft, stage.f_min, stage.f_max
         )
         return LogMelStream(settings)
+    if isinstance(stage, GlobalMeanVarianceNorm):
+        return _FrameStep(lambda frames: stage.scaled(frames) if len(frames) else frames)
     if isinstance(stage, Cepstra):
         if stage.type == "log_mel":
             return _FrameStep(lambda frames: frames)

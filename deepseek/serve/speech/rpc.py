@@ -5,7 +5,6 @@ Not here: what they mean (see `session`), keys and rates (see `deepseek.serve.rp
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -39,22 +38,18 @@ class SpeechRecognition:
             if start is None or start.WhichOneof("content") != "start":
                 raise RequestError("the first message is the start", field="start", wanted="a SpeechStart")
             async with self._streams.session(_form(start.start), call.state) as session:
-                await self._write(write, [session.started()])
+                await _tell(write, [session.started()])
                 async for raw in requests:
                     request = parse(messages.StreamingRecognizeRequest, raw)
                     if request.WhichOneof("content") != "samples":
                         raise RequestError("after the start come samples", field="samples", wanted="bytes of samples")
-                    await self._write(write, await session.take(request.samples))
-                await self._write(write, await session.finish())
+                    await _tell(write, await session.take(request.samples))
+                await _tell(write, await session.finish())
 
-    async def _write(self, write: Write, told: list[dict[str, Any]]) -> None:
-        """Send what is told. Raises RequestError (499) for a client that does not read them."""
-        for message in told:
-            try:
-                async with asyncio.timeout(self._streams.limits.send_seconds):
-                    await write(_response(message).SerializeToString())
-            except TimeoutError:
-                raise RequestError("the client does not read", status=499) from None
+
+async def _tell(write: Write, told: list[dict[str, Any]]) -> None:
+    for message in told:
+        await write(_response(message).SerializeToString())
 
 
 def _form(start: Any) -> StartForm:

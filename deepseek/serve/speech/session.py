@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 _Work = Callable[[Recognizer], list[Result]]
 _WIDTHS = {"pcm16": 2, "float32": 4}
+_MOST_BUSY = 0.5
+"""Share of real time above which final texts are best paths, as the machine hardly keeps up."""
+_SETTLED_SECONDS = 5.0
+"""Sound after which that share is judged."""
 
 
 class StartForm(Form):
@@ -135,6 +139,7 @@ class Session:
                 start.sample_rate,
                 endpoints=endpoints,
                 max_utterance=self.limits.max_utterance_seconds,
+                beam_size=self.limits.beam_size,
             )
         except ConfigError as error:
             raise _refused(error, "sample_rate") from error
@@ -201,6 +206,8 @@ class Session:
         except DataError as error:
             raise _refused(error, None) from error
         self._busy += seconds
+        slow = self.seconds > _SETTLED_SECONDS and self._busy > _MOST_BUSY * self.seconds
+        recognizer.beam_size = 1 if slow else self.limits.beam_size
         fresh, self._counted = samples - self._counted, samples
         self._streams.count(
             utterances=recognizer.utterances - before,

@@ -1,7 +1,8 @@
 """Putting the rows of several requests into one run, and taking the answers apart again.
 
-Requests go together when their shapes are equal but for the rows; where a mask lets the model ignore padding, also when
-lengths fall into one bucket: those are padded with zeros to the longest, and answers are cut back.
+Requests go together when their shapes are equal but for the rows; where a mask, or the number of frames that count,
+lets the model ignore padding, also when lengths fall into one bucket: those are padded with zeros to the longest, and
+answers are cut back.
 Not here: when to run (see `engine`), and which lengths may be padded (see `describe`).
 """
 
@@ -27,7 +28,11 @@ class Joiner:
         self._names = [spec.name for spec in signature.inputs]
         self._fixed = all(size >= 0 for spec in signature.inputs for size in spec.shape[1:])
         self._dims = {name: _places(axes, self._pad_axes) for name, axes in signature.axes.items()}
-        self._out_dims = {name: _places(axes, self._pad_axes) for name, axes in signature.output_axes.items()}
+        cut = {name: one for name, one in signature.derived.items() if one.axis in self._pad_axes}
+        self._derived = cut
+        self._out_dims = {
+            name: _places(axes, self._pad_axes | cut.keys()) for name, axes in signature.output_axes.items()
+        }
 
     def key(self, inputs: Arrays) -> Key:
         """Return what must be equal of requests that share a run."""
@@ -78,7 +83,8 @@ class Joiner:
     def _sizes(self, request: Arrays) -> dict[str, int]:
         if not self._pad_axes:
             return {}
-        return {axis: request[name].shape[index] for name, dims in self._dims.items() for index, axis in dims.items()}
+        sizes = {axis: request[name].shape[index] for name, dims in self._dims.items() for index, axis in dims.items()}
+        return sizes | {name: one.of(sizes[one.axis]) for name, one in self._derived.items()}
 
     def _cuts(self, name: str, value: np.ndarray, sizes: Mapping[str, int]) -> list[slice]:
         dims = self._out_dims.get(name)

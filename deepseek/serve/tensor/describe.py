@@ -1,11 +1,13 @@
 """The signature of a served bundle, and what was seen of its answers: do rows touch each other, may lengths be padded?
 
 Names come from the model, free sizes from both model and runtime. That rows in one run answer as alone, and that zeros
-behind a mask change nothing, is tried before requests are ever put together. Not here: running requests.
+behind a mask, or behind the frames that count, change nothing, is tried before requests are ever put together.
+Not here: running requests.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -17,10 +19,13 @@ from deepseek.export.signature import Signature, named_inputs, resized
 from deepseek.serve.tensor.arrays import to_arrays
 from deepseek.serve.tensor.batch import Arrays, Joiner
 from deepseek.serve.tensor.datatypes import ModelSignature, TensorSpec, datatype_of
+from deepseek.serve.tensor.derived import Derived, derived_axes
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2, "int8": 3e-2}
 """How far an answer may move when other rows or padding share its run: the share of the largest value, or of 1."""
 _LENGTHS = ("time", "decoder_time")
+_COUNTED = "input_features"
+"""The input of whose rows `lengths` says how many frames count."""
 
 Run = Callable[[Arrays], Mapping[str, np.ndarray]]
 
@@ -84,8 +89,12 @@ class Described:
 
     def _limit(self, axis: str) -> int:
         """Return the largest size of a free dimension: the model's own, else the server's."""
-        length = getattr(getattr(self._model, "config", None), "max_length", None)
-        return length if isinstance(length, int) and axis in _LENGTHS else self._max_size
+        config = getattr(self._model, "config", None)
+        if axis == "frames":
+            length = getattr(config, "max_frames", None) or getattr(getattr(config, "audio", None), "max_frames", None)
+        else:
+            length = getattr(config, "max_length", None) if axis in _LENGTHS else None
+        return length if isinstance(length, int) else self._max_size
 
     def _ranges(self, inputs: Mapping[str, object]) -> dict[str, tuple[int, int | tuple[int, ...]]]:
         """Return the bounds of whole numbers that index a table of the model, as its config tells them."""
@@ -117,14 +126,12 @@ def rows_are_apart(run: Run, example: Arrays, precision: str) -> bool:
 
 
 def paddable(run: Run, signature: ModelSignature, example: Arrays, precision: str) -> frozenset[str]:
-    """Return the dimensions along which zeros may be added behind a mask (`NAME_mask`) without changing an answer."""
-    masked = {
-        axis for name, axes in signature.axes.items() if name.endswith("_mask") for axis in axes[1:] if axis is not None
-    }
+    """Return the dimensions along which zeros may be added behind a mask (`NAME_mask`), or behind the frames that
+    `lengths` counts, without changing an answer."""
     allowed = set()
-    for axis in sorted(masked):
+    for axis in sorted(_masked(signature)):
         joiner = Joiner(signature, (axis,))
-        short = {name: _cut(value, signature.axes[name], axis) for name, value in example.items()}
+        short = shortened(example, signature, axis)
         if any(value.size == 0 for value in short.values()):
             continue
         requests = [short, dict(example)]
@@ -139,6 +146,36 @@ def paddable(run: Run, signature: ModelSignature, example: Arrays, precision: st
     return frozenset(allowed)
 
 
+def with_derived(run: Run, signature: ModelSignature, example: Arrays) -> ModelSignature:
+    """Return the signature with the outputs' sizes that follow from those of the inputs that may be padded."""
+    found: dict[str, Derived] = {}
+    for axis in sorted(_masked(signature)):
+        size = next(
+            value.shape[signature.axes[name].index(axis)]
+            for name, value in example.items()
+            if axis in signature.axes[name]
+        )
+        at = functools.partial(shortened, example, signature, axis)
+        found |= derived_axes(run, signature.output_axes, axis, at, size)
+    return signature._replace(derived=found)
+
+
+def shortened(example: Arrays, signature: ModelSignature, axis: str, size: int | None = None) -> dict[str, np.ndarray]:
+    """Return inputs with one dimension of `size`, None: about a third shorter."""
+    found = {name: _cut(value, signature.axes[name], axis, size) for name, value in example.items()}
+    if "lengths" in found and axis in signature.axes.get(_COUNTED, ()):
+        found["lengths"] = np.minimum(found["lengths"], found[_COUNTED].shape[1]).astype(found["lengths"].dtype)
+    return found
+
+
+def _masked(signature: ModelSignature) -> set[str]:
+    """Return the free dimensions that a mask or a count of frames covers."""
+    masked = {axis for name, axes in signature.axes.items() if name.endswith("_mask") for axis in axes[1:] if axis}
+    if signature.axes.get("lengths") == ("batch",):
+        masked |= {axis for axis in signature.axes.get(_COUNTED, ())[1:2] if axis}
+    return masked
+
+
 def close(wanted: np.ndarray, found: np.ndarray, precision: str) -> bool:
     """Return whether two answers differ by no more than rounding does in this precision."""
     if wanted.shape != found.shape:
@@ -149,10 +186,11 @@ def close(wanted: np.ndarray, found: np.ndarray, precision: str) -> bool:
     return bool(np.abs(wanted - found).max() <= bound)
 
 
-def _cut(value: np.ndarray, axes: tuple[str | None, ...], axis: str) -> np.ndarray:
-    """Return `value` with one dimension about a third shorter."""
+def _cut(value: np.ndarray, axes: tuple[str | None, ...], axis: str, wanted: int | None) -> np.ndarray:
+    """Return `value` with one dimension of the wanted size, None: about a third shorter."""
     place = [
-        slice(None if name != axis else max(1, size * 2 // 3)) for name, size in zip(axes, value.shape, strict=True)
+        slice(None if name != axis else wanted or max(1, size * 2 // 3))
+        for name, size in zip(axes, value.shape, strict=True)
     ]
     return value[tuple(place)]
 

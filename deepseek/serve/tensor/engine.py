@@ -110,6 +110,11 @@ class TensorEngine(TensorQueue):
         finally:
             timer.cancel()
 
+    @property
+    def runs_at_once(self) -> bool:
+        """Whether `run_now` has a chance: one row takes less time than handing it to a thread."""
+        return self._inline_rows > 0 and not self._waiting
+
     def run_now(self, inputs: Arrays) -> Mapping[str, np.ndarray] | None:
         """Run a short request here and now; None where it is not short, or others are before it.
 
@@ -117,7 +122,7 @@ class TensorEngine(TensorQueue):
         """
         if not self._inline_rows or self._waiting or self._closing or not self._threads:
             return None
-        rows = self.signature.check(inputs)
+        rows = self._check(inputs)
         lock = self._locks[0]
         if rows > self._inline_rows or not lock.acquire(blocking=False):
             return None

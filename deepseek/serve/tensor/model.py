@@ -29,7 +29,7 @@ from deepseek.hardware import physical_cores
 from deepseek.serve.tensor.arrays import Around, array_run, to_arrays
 from deepseek.serve.tensor.batch import Arrays
 from deepseek.serve.tensor.choose import Plan, eager_plan, plan_for
-from deepseek.serve.tensor.describe import Described, paddable, rows_are_apart
+from deepseek.serve.tensor.describe import Described, paddable, rows_are_apart, with_derived
 from deepseek.serve.tensor.limits import INLINE_SECONDS, TensorLimits
 
 _LOG = logging.getLogger("deepseek.serve")
@@ -217,6 +217,7 @@ class TensorModel:
             _LOG.warning("%s: rows of one run touch each other, so requests run alone", self.bundle.path.name)
             self.signature = self.signature._replace(batch_axis=False)
             return
+        self.signature = with_derived(run, self.signature, example)
         self.pad_axes = paddable(run, self.signature, example, precision)
 
     @contextmanager

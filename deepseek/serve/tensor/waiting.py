@@ -51,6 +51,7 @@ class TensorQueue:
         clock: Callable[[], float],
     ) -> None:
         self.signature, self.limits = signature, limits
+        self._check = signature.checker()
         self._joiner, self._costs, self._instances, self._clock = joiner, costs, instances, clock
         self.batch_rows = costs.best_rows(limits.max_batch if signature.batch_axis else 1)
         """The most rows of one run."""
@@ -109,7 +110,7 @@ class TensorQueue:
         return max(1, min(60, math.ceil(runs * self._costs.seconds(self.batch_rows))))
 
     def _queue(self, inputs: Arrays, sink: Callable[[Answer], None] | Waiter, deadline: float | None) -> Item:
-        rows = self.signature.check(inputs)
+        rows = self._check(inputs)
         if rows > self.limits.max_rows:
             raise RequestError(
                 "too many rows in one request", status=413, found=rows, wanted=f"at most {self.limits.max_rows}"

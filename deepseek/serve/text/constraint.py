@@ -48,10 +48,11 @@ class GrammarState:
 
 
 class JsonConstraint:
-    """A checked grammar, to be started for each answer."""
+    """A checked grammar, to be started for each answer; `schema` is the JSON text that it was made of."""
 
-    def __init__(self, matcher: Any) -> None:
+    def __init__(self, matcher: Any, schema: str) -> None:
         self._matcher = matcher
+        self.schema = schema
 
     def start(self) -> GrammarState:
         """Return the state of a new answer."""
@@ -87,7 +88,7 @@ class Grammars:
         refused = GrammarState(matcher.deep_copy()).fill(bits)
         if refused is not None:
             raise refused
-        return JsonConstraint(matcher)
+        return JsonConstraint(matcher, text)
 
 
 class _Vocabulary:

@@ -95,7 +95,7 @@ class BundleModel:
 
     def __init__(self, bundle: Bundle) -> None:
         """Raises BundleError for a bundle without a tokenizer, of another task, or of a model that can't go on."""
-        from deepseek.serve.text.single_runner import can_read
+        from deepseek.serve.text.past_runner import can_read
 
         if bundle.tokenizer is None or bundle.config.task != "language_modeling":
             raise BundleError(
@@ -122,6 +122,30 @@ class BundleModel:
         from deepseek.bundle import load
 
         return cls(load(path, device=device))
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The model itself."""
+        network: torch.nn.Module = self._model
+        return network
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns texts into the model's tokens."""
+        return self._tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._device
+
+    def move(self, device: torch.device | str) -> None:
+        """Move the model to another device, whose memory is then its own. Not for one that a runner was made of."""
+        import torch
+
+        self._model.to(device)
+        self._device = torch.device(device)
+        torch.cuda.empty_cache()
 
     @property
     def max_length(self) -> int:
@@ -213,14 +237,14 @@ class BundleModel:
         Raises ConfigError when keys and values don't fit the memory.
         """
         from deepseek.serve.text.paged_cache import has_pages
+        from deepseek.serve.text.past_runner import PastRunner
         from deepseek.serve.text.runner import PagedRunner
-        from deepseek.serve.text.single_runner import SingleRunner
         from deepseek.serve.text.weights import prepare_weights
 
         self._check_golden()
         self._model = prepare_weights(self._model, limits.weights)
         if not has_pages(self._model):
-            return SingleRunner(self._model, limits, self.vocab_size, self.max_length, self._device)
+            return PastRunner(self._model, limits, self.vocab_size, self.max_length, self._device)
         runner = PagedRunner(self._model, limits, self.vocab_size, self._device)
         runner.warm_up()
         return runner

@@ -3,7 +3,7 @@
 Tokens of several texts are computed as one batch row; each knows its position, its page and its own text's pages. What
 stands in a page is never moved, so that texts with one beginning can share it. Latent attention keeps latents in place
 of keys, and its values are their first part. Not here: who holds which page (`scheduler`), the attention itself
-(`deepseek.nn.paged_attention`).
+(`deepseek.nn.paged_attention`, `deepseek.nn.decode_attention`).
 Source: Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention",
 arXiv:2309.06180.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deepseek.errors import ConfigError, ModelError
 from deepseek.hardware import memory_available
+from deepseek.nn.decode_attention import decode_attention
 from deepseek.nn.kv_cache import KVCache
 from deepseek.nn.latent_cache import LatentCache
 from deepseek.nn.paged_attention import paged_attention, write_pages
@@ -47,6 +48,8 @@ class Step(NamedTuple):
     """(texts,) of int32: tokens of each text, those of this step included."""
     longest: int
     """The largest of `lengths`."""
+    single: bool = False
+    """Every text has one token in the step, and attention is to read all places of the table: shapes are fixed."""
 
 
 class PageShape(NamedTuple):
@@ -113,7 +116,10 @@ class PagedCache:
             write_pages(values, step.slots, value[0].transpose(0, 1))
         rows, width = query[0].transpose(0, 1), value.shape[-1]
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        y = paged_attention(rows, keys, values[..., :width], step.block_table, step.starts, step.lengths, scale)
+        if step.single:
+            y = decode_attention(rows, keys, values[..., :width], step.block_table, step.lengths, scale)
+        else:
+            y = paged_attention(rows, keys, values[..., :width], step.block_table, step.starts, step.lengths, scale)
         return y.transpose(0, 1)[None]
 
     def positions(self, time: int, device: torch.device) -> Tensor:

@@ -1,8 +1,9 @@
 """How a language model's weights are held while it is served: one form for all big ones, each stored once.
 
 On a CPU every linear layer is swapped for one that reads its weight at the speed of memory (`deepseek.nn.row_linear`),
-and blocks of GPT and Llama for ones in two calls (`deepseek.nn.row_blocks`); small tensors become fp32. Models with
-weights of another kind (experts, recurrent layers) are left to torch, and all of them where there is no compiler.
+and blocks of GPT and Llama for ones in two calls (`deepseek.nn.row_blocks`), experts for ones in a call each
+(`deepseek.nn.row_experts`); small tensors become fp32. Models with weights of another kind (convolutions, say) are left
+to torch, and all of them where there is no compiler.
 Rounding is to the nearest, without calibration: `deepseek.quantization` does better for weights of few bits, and what
 it made is taken as it is. Not here: the kernels.
 """
@@ -19,7 +20,12 @@ from deepseek.nn import row_products
 from deepseek.nn.int4_linear import Int4Linear
 from deepseek.nn.int8_embedding import Int8Embedding
 from deepseek.nn.int8_linear import Int8Linear
+from deepseek.nn.latent_attention import LatentAttention
+from deepseek.nn.moe import Experts
+from deepseek.nn.relative_attention import RelativeAttention
+from deepseek.nn.router import Router
 from deepseek.nn.row_blocks import row_block
+from deepseek.nn.row_experts import RowExperts, RowLatentUp, RowRouter, row_gated
 from deepseek.nn.row_linear import RowEmbedding, RowLinear
 from deepseek.nn.row_weight import GROUP, RowForm, RowWeight
 
@@ -47,6 +53,7 @@ def prepare_weights(model: nn.Module, form: WeightForm = "auto") -> nn.Module:
         parameter.requires_grad_(False)
         parameter.data = parameter.data.to(torch.float32)
     _replace(model, row_block)
+    _replace(model, row_gated)
     return model
 
 
@@ -62,13 +69,16 @@ def _replace(model: nn.Module, change: Callable[[nn.Module], nn.Module | None]) 
 def _only_known_layers(model: nn.Module) -> bool:
     """Return whether all tensors belong to layers that may be swapped, and to norms."""
     known = nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm | Int8Linear | Int8Embedding | Int4Linear
+    known |= Experts | Router | RelativeAttention
     own = ((m, [*m.parameters(recurse=False), *m.buffers(recurse=False)]) for m in model.modules())
-    return all(isinstance(module, known) for module, tensors in own if tensors)
+    held = ((module, any(tensor.is_floating_point() for tensor in tensors)) for module, tensors in own)
+    return all(isinstance(module, known) for module, floats in held if floats)
 
 
 def _lossless(model: nn.Module) -> RowForm:
     """Return bf16 if every big float weight is a bf16 number, else fp32."""
-    big = (m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding))
+    big = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)]
+    big += [weight for m in model.modules() if isinstance(m, Experts) for weight in m.parameters()]
     return "bf16" if all(_is_bf16(weight.detach()) for weight in big) else "fp32"
 
 
@@ -86,9 +96,17 @@ class _Swap:
         self._done: dict[int, RowWeight] = {}
         self._tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         self._outputs = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+        self._latent = {id(m.kv_up): m for m in model.modules() if isinstance(m, LatentAttention)}
 
     def layer(self, layer: nn.Module) -> nn.Module | None:
         """Return what comes in this layer's place, None to leave it."""
+        if type(layer) is Experts:
+            return RowExperts(layer, self._form)
+        if type(layer) is Router:
+            return RowRouter(layer)
+        latent = self._latent.get(id(layer))
+        if type(layer) is nn.Linear and latent is not None:
+            return RowLatentUp(layer.weight, latent.num_heads, latent.config.plain_dim, self._form)
         if type(layer) is nn.Linear:
             few = self._form == "int4" and (layer.in_features % GROUP or id(layer.weight) in self._tables)
             weight = self._once(layer.weight, "int8" if few else self._form)
