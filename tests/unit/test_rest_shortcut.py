@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import httptools
 import pytest
 from hypothesis import given
@@ -84,36 +86,60 @@ def test_replies_are_told_alike_on_both_ways():
     assert again == told(reply, "other-id")
 
 
+class Model:
+    """A model of a version, with an engine that goes with it."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+        self.engine = Engine()
+
+
+class Engine:
+    """What is found for a model."""
+
+
 class Names:
     """A registry of one name whose versions a test exchanges."""
 
     def __init__(self) -> None:
         self.changes, self.stopping, self.shared, self.looked = 0, False, False, 0
-        self.version = "1"
+        self.model = Model("1")
 
-    def steady(self, name: str, version: str | None) -> str | None:
+    def steady(self, name: str, version: str | None) -> Model | None:
         self.looked += 1
-        return None if self.shared else self.version
+        return None if self.shared else self.model
 
-    def find(self, name: str, version: str | None) -> str:
+    def find(self, name: str, version: str | None) -> Model:
         self.looked += 1
-        return self.version
+        return self.model
 
 
 def test_a_target_is_looked_up_again_after_a_change_only():
     names = Names()
-    target = Target(names, "a", None, lambda hosted: hosted * 2)
-    assert [target.find() for _ in range(3)] == [("1", "11")] * 3
+    target = Target(names, "a", None, lambda hosted: hosted.engine)
+    assert [target.find() for _ in range(3)] == [(names.model, names.model.engine)] * 3
     assert names.looked == 1
-    names.version = "2"
+    names.model = Model("2")
     names.changes += 1
-    assert [target.find() for _ in range(3)] == [("2", "22")] * 3
+    assert [target.find() for _ in range(3)] == [(names.model, names.model.engine)] * 3
     assert names.looked == 2
     names.changes, names.shared = names.changes + 1, True
     for version in "345":  # by shares: each request its own
-        names.version = version
-        assert target.find() == (version, version * 2)
+        names.model = Model(version)
+        assert target.find() == (names.model, names.model.engine)
+
+
+def test_a_target_does_not_keep_a_model_that_is_gone():
+    names = Names()
+    target = Target(names, "a", None, lambda hosted: hosted.engine)
+    gone = weakref.ref(target.find()[0])
+    names.model = Model("2")
+    assert gone() is None
+    assert target.find() == (names.model, names.model.engine)
 
 
 def test_a_model_that_is_not_wanted_has_no_target():
-    assert Target(Names(), "a", None, lambda hosted: None).find() is None
+    names = Names()
+    target = Target(names, "a", None, lambda hosted: None)
+    assert [target.find(), target.find()] == [None, None]
+    assert names.looked == 1

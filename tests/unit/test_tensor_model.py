@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import deepseek as ds
-from deepseek.errors import BundleError, RequestError
+from deepseek.errors import BundleError, ModelError, RequestError
 from deepseek.export import choose_runtime, export_onnx, export_openvino
 from deepseek.models.bert import BERT, BERTConfig
 from deepseek.models.ft_transformer import FTTransformer, FTTransformerConfig
@@ -232,3 +232,22 @@ def test_read_only_arrays_from_a_request_body_are_taken(tmp_path):
     model = TensorModel.load(mlp_bundle(tmp_path / "m"), device="cpu")
     body = np.ones((2, 4), np.float32).tobytes()
     assert model.run({"features": np.frombuffer(body, np.float32).reshape(2, 4)})["logits"].shape == (2, 3)
+
+
+def test_inputs_shorter_than_the_model_takes_are_refused_by_their_size(tmp_path):
+    bundle(tmp_path / "b", MODELS["conformer"], "speech_recognition")
+    model = TensorModel.load(tmp_path / "b", device="cpu")
+    least = model.signature.least["frames"]
+    long, short = (
+        {
+            name: value[:, :size] if name == "input_features" else np.full_like(value, size)
+            for name, value in one.items()
+        }
+        for one, size in ((model.example(), least), (model.example(), least - 1))
+    )
+    assert model.signature.check(long) == 1
+    assert all(np.isfinite(value).all() for value in model.run(long).values() if value.dtype.kind == "f")
+    with pytest.raises(RequestError, match=f"{least} <= frames"):
+        model.signature.check(short)
+    with torch.no_grad(), pytest.raises(ModelError, match=str(least)):  # the template's own words
+        model.bundle.model(**{name: torch.from_numpy(value) for name, value in short.items()})

@@ -21,7 +21,7 @@ from deepseek.data.tokenize import Tokenize
 from deepseek.errors import DataError, RequestError
 from deepseek.serve.forms.atoms import AtomsTaker, EnergyGiver
 from deepseek.serve.forms.boxes import BoxGiver
-from deepseek.serve.forms.calls import Calls, Predicts, example_of, served_shapes
+from deepseek.serve.forms.calls import Calls, Predicts, example_of, served_least, served_shapes
 from deepseek.serve.forms.classes import ClassGiver, ValueGiver
 from deepseek.serve.forms.direct import direct_of
 from deepseek.serve.forms.form import Form, FormLimits, Giver, Taker
@@ -90,7 +90,8 @@ class _Builder:
         A pipeline that leaves pictures as they are was trained on pictures of one size, as batches are: a task of whole
         pictures then wants that size. Maps and masks may be of any.
         """
-        calls = Calls(self.bundle.model, task, served_shapes(self.bundle.model, self.signature))
+        model, signature = self.bundle.model, self.signature
+        calls = Calls(model, task, served_shapes(model, signature), served_least(model, signature))
         try:
             fit = [calls.fits(calls.inputs(taker.take(one).batch)) for one in taker.probes()]
         except (RequestError, DataError):

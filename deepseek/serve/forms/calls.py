@@ -23,6 +23,7 @@ from deepseek.errors import DataError, ModelError, RequestError
 from deepseek.export.runtimes.as_model import as_model
 from deepseek.export.runtimes.eager import usual_axes
 from deepseek.export.runtimes.runtime import Runtime
+from deepseek.serve.tensor.least import least_sizes
 
 if TYPE_CHECKING:
     from deepseek.serve.tensor.datatypes import ModelSignature
@@ -65,9 +66,16 @@ class _Desk:
 class Calls:
     """The calls of one model under one task."""
 
-    def __init__(self, model: nn.Module, task: Predicts, shapes: Mapping[str, Sequence[int]]) -> None:
-        """`shapes`: the inputs that the served model takes, -1 where a size is free."""
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Predicts,
+        shapes: Mapping[str, Sequence[int]],
+        least: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        """`shapes`: the inputs that the served model takes, -1 where a size is free; `least`: how small that may be."""
         self._task, self._model, self.shapes = task, model, shapes
+        self._least = {name: sizes for name, sizes in (least or {}).items() if max(sizes, default=1) > 1}
         self._device = device_of(model)
         self.example: dict[str, Tensor] = example_of(model)
         names = list(inspect.signature(model.forward).parameters)
@@ -111,7 +119,22 @@ class Calls:
                 return False
             if any(wanted not in (-1, size) for size, wanted in zip(value.shape, shape, strict=True)):
                 return False
-        return True
+        return all(
+            size >= least
+            for name, sizes in self._least.items()
+            if name in inputs
+            for size, least in zip(inputs[name].shape, sizes, strict=True)
+        )
+
+    def sizes_in_words(self) -> dict[str, tuple[int | str, ...]]:
+        """Return the sizes that fit, without the batch's: numbers, or "any", or "at least 7"."""
+        return {
+            name: tuple(
+                size if size >= 0 else "any" if least < 2 else f"at least {least}"
+                for size, least in zip(shape[1:], self._least.get(name, (1,) * len(shape))[1:], strict=True)
+            )
+            for name, shape in self.shapes.items()
+        }
 
     def passes_on(self, batch: Mapping[str, Tensor]) -> bool:
         """Return whether the task calls the model with just what the batch has, as it is."""
@@ -165,6 +188,17 @@ def served_shapes(model: nn.Module, signature: ModelSignature | None) -> dict[st
         name: tuple(size if axis is None else -1 for size, axis in zip(value.shape, axes[name], strict=True))
         for name, value in example.items()
     }
+
+
+def served_least(model: nn.Module, signature: ModelSignature | None) -> dict[str, tuple[int, ...]]:
+    """Return the least size of each dimension of each input that is served; without a signature by trial."""
+    if signature is not None:
+        names, least = signature.axes, signature.least
+    else:
+        example = example_of(model)
+        names = usual_axes(model, example)
+        least = least_sizes(model, example, names)
+    return {name: tuple(1 if axis is None else least.get(axis, 1) for axis in axes) for name, axes in names.items()}
 
 
 def run_task(task: Predicts, model: nn.Module, batch: Mapping[str, Tensor], field: str) -> Any:

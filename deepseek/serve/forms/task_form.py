@@ -70,7 +70,7 @@ class TaskForm:
                 f"'{self.takes}' is of another size than the model takes",
                 field=self.takes,
                 found={name: value.shape[1:] for name, value in inputs.items()},
-                wanted={name: tuple(shape[1:]) for name, shape in self._calls.shapes.items()},
+                wanted=self._calls.sizes_in_words(),
             )
         return Row(inputs, taken, options)
 

@@ -99,6 +99,8 @@ class ModelSignature(NamedTuple):
     """Whether the first dimension counts rows that do not touch each other, so that requests can share a run."""
     derived: Mapping[str, Derived] = MappingProxyType({})
     """Free dimensions of the outputs, by name, whose size follows from one of the inputs."""
+    least: Mapping[str, int] = MappingProxyType({})
+    """The smallest size of a named dimension of the inputs, where it is above 1."""
 
     def check(self, inputs: Mapping[str, np.ndarray]) -> int:
         """Return the number of rows. Raises RequestError (400), naming the input, where they don't fit."""
@@ -159,7 +161,8 @@ class ModelSignature(NamedTuple):
                 elif axis is None:
                     fits = fits and size > 0
                 else:
-                    fits = fits and size > 0 and sizes.setdefault(axis, size) == size <= self.limits.get(axis, size)
+                    least, most = self.least.get(axis, 1), self.limits.get(axis, size)
+                    fits = fits and sizes.setdefault(axis, size) == size and least <= size <= most
         if not fits:
             raise RequestError(
                 f"'{spec.name}' has the wrong shape",
@@ -178,7 +181,8 @@ class ModelSignature(NamedTuple):
         return "[" + ", ".join(words) + "], none of them 0"
 
     def _axis_in_words(self, axis: str) -> str:
-        return f"{axis} <= {self.limits[axis]}" if axis in self.limits else axis
+        least = f"{self.least[axis]} <= " if axis in self.least else ""
+        return f"{least}{axis}" + (f" <= {self.limits[axis]}" if axis in self.limits else "")
 
 
 @functools.lru_cache(maxsize=256)

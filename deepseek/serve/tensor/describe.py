@@ -20,6 +20,7 @@ from deepseek.serve.tensor.arrays import to_arrays
 from deepseek.serve.tensor.batch import Arrays, Joiner
 from deepseek.serve.tensor.datatypes import ModelSignature, TensorSpec, datatype_of
 from deepseek.serve.tensor.derived import Derived, derived_axes
+from deepseek.serve.tensor.least import least_sizes
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2, "int8": 3e-2}
 """How far an answer may move when other rows or padding share its run: the share of the largest value, or of 1."""
@@ -39,6 +40,7 @@ class Described:
         self._model, self._max_size = model, max_size
         self.own: Signature = EagerRuntime(model, self.inputs, self.axes).signature
         """The model's own signature, in PyTorch."""
+        self._least = least_sizes(model, self.inputs, self.axes)
         self.halves = frozenset(spec.name for spec in self.own.inputs if spec.dtype == torch.bfloat16)
 
     def names(self, runtime: Signature) -> dict[str, str]:
@@ -72,7 +74,9 @@ class Described:
         told = {axis: limit for axis, limit in runtime.limits.items() if axis in free}
         limits = {axis: self._limit(axis) for axis in sorted(free)} | told
         shared = all(sizes[:1] == ("batch",) for sizes in [*axes.values(), *output_axes.values()])
-        return ModelSignature(tuple(inputs), tuple(outputs), axes, limits, output_axes, self._ranges(axes), shared)
+        least = {axis: size for axis, size in self._least.items() if axis in free}
+        ranges = self._ranges(axes)
+        return ModelSignature(tuple(inputs), tuple(outputs), axes, limits, output_axes, ranges, shared, least=least)
 
     def example(self, signature: ModelSignature, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
         """Return made-up inputs with so many rows, of the sizes of the model's own example."""
