@@ -80,24 +80,29 @@ class Experts(nn.Module):
         return out[..., 0]
 
     def _padded(self, x: Tensor, routing: Routing, order: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-        """Compute the choices in `order`, sorted by expert, in a batch of `capacity` columns for each expert.
+        """Compute the choices in `order`, sorted by expert, in a batch of `capacity` rows for each expert.
 
-        Columns that nobody needs hold the first token; nothing reads what comes of them.
+        Rows that nobody needs hold the first token; nothing reads what comes of them.
         """
         num_experts, top_k = self.gate.shape[0], routing.experts.shape[-1]
         expert = routing.experts.flatten()[order]
         place = torch.arange(order.shape[0], device=x.device) - torch.searchsorted(expert, expert)
         slot = torch.where(place < capacity, expert * capacity + place, num_experts * capacity)  # the last: dropped
         token = torch.zeros(num_experts * capacity + 1, dtype=torch.int64, device=x.device)
-        columns = x.index_select(0, token.scatter(0, slot, order // top_k)[:-1]).view(num_experts, capacity, -1).mT
-        # weight @ columns, not rows @ weight.mT: so the gradient of the weight comes out in the weight's own layout
-        gated = F.silu(self.gate @ columns) * (self.up @ columns)  # (experts, d_ff, capacity)
-        out = (self.down @ gated).mT.flatten(0, 1)
+        rows = x.index_select(0, token.scatter(0, slot, order // top_k)[:-1]).view(num_experts, capacity, -1)
+        out = self._batched(rows).flatten(0, 1)
         of_choice = torch.empty_like(slot).scatter(0, order, slot)
         kept = (of_choice < out.shape[0]).view_as(routing.weights)
         by_token = out.index_select(0, of_choice.clamp(max=out.shape[0] - 1))
         by_token = by_token.view(routing.weights.shape + out.shape[1:])
         return _weighted_sum(by_token, routing.weights * kept), (~kept).sum()
+
+    def _batched(self, rows: Tensor) -> Tensor:
+        """Return (experts, capacity, d_model) for `rows` of that shape."""
+        if not torch.is_grad_enabled():
+            return (F.silu(rows @ self.gate.mT) * (rows @ self.up.mT)) @ self.down.mT
+        columns = rows.mT  # weight @ columns: so the gradient of the weight comes out in the weight's own layout
+        return (self.down @ (F.silu(self.gate @ columns) * (self.up @ columns))).mT
 
     def _numbers(self, x: Tensor) -> Tensor:
         return torch.arange(self.gate.shape[0], device=x.device)
