@@ -21,6 +21,7 @@ from deepseek.serve.rest.begun import Begun
 from deepseek.serve.rest.body import WHOLE_BODY
 from deepseek.serve.rest.door import ENTRY, Entry
 from deepseek.serve.rest.exchange import Exchange
+from deepseek.serve.rest.refusals import refusal
 from deepseek.serve.rest.shortcut import KnownHead, Told, known_head
 
 if TYPE_CHECKING:
@@ -299,12 +300,5 @@ class Connection(_Base):
         self._due = None
         if self.transport.is_closing():
             return
-        body = b'{"error":{"message":"%s","type":"invalid_request_error","param":null,"code":null}}' % (
-            status.phrase.encode()
-        )
-        head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
-        if status is http.HTTPStatus.SERVICE_UNAVAILABLE:
-            head += "retry-after: 1\r\n"
-        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(head.encode() + body)
+        self.transport.write(refusal(status, self.head_limit, self.head_seconds))
         self.transport.close()
