@@ -9,6 +9,7 @@ the supervisor is gone, and the worker drains and ends. Not here: starting and r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import logging
@@ -107,16 +108,17 @@ class Worker:
         from deepseek.serve.running import Running
 
         running = self._running = Running(models, options, self._seat())
+        with contextlib.ExitStack() as heap:
 
-        def checked(problem: DeepSeekError | None) -> None:
-            if problem is not None:
-                running.problem = problem
-                running.server.should_exit = True
-            else:
-                SteadyHeap(running.service).__enter__()  # for good: the process ends with the server
+            def checked(problem: DeepSeekError | None) -> None:
+                if problem is not None:
+                    running.problem = problem
+                    running.server.should_exit = True
+                    return
+                heap.enter_context(SteadyHeap(running.service))
                 self._tasks.append(asyncio.get_running_loop().create_task(self._get_ready()))
 
-        running.run(checked, beside=self._begin)
+            running.run(checked, beside=self._begin)
         if running.problem is not None:
             raise running.problem
         return 0

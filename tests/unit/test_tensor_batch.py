@@ -70,7 +70,7 @@ def test_a_size_that_follows_from_another_is_found_and_cut(offset, stride):
         return {"y": np.ones((rows, (size - offset) // stride, 3)), "z": np.zeros((rows, 5)), "w": np.zeros((rows, 7))}
 
     axes = {"y": ("batch", "y_1", None), "z": ("batch", "z_1"), "w": ("batch", None)}
-    found = derived_axes(run, axes, "frames", lambda size: {"x": np.zeros((1, size, 4))}, 67)
+    found = derived_axes(run, axes, "frames", lambda size: {"x": np.zeros((1, size, 4))}, (1, 67))
     assert found == {"y_1": Derived("frames", offset, stride)}  # z_1 never changes
     signature = ModelSignature(
         (TensorSpec("x", "FP64", (-1, -1, 4)),), (), {"x": ("batch", "frames", None)}, {}, axes, derived=found
@@ -86,6 +86,17 @@ def test_a_size_that_follows_from_another_is_found_and_cut(offset, stride):
 def test_a_size_of_its_own_follows_from_nothing():
     sizes = iter(range(100, 200))
     found = derived_axes(
-        lambda inputs: {"y": np.ones((1, next(sizes)))}, {"y": ("batch", "y_1")}, "t", lambda size: {}, 40
+        lambda inputs: {"y": np.ones((1, next(sizes)))}, {"y": ("batch", "y_1")}, "t", lambda size: {}, (1, 40)
     )
     assert found == {}
+
+
+def test_no_size_below_the_least_is_tried():
+    def run(inputs):
+        size = inputs["x"].shape[1]
+        if size < 31:
+            raise RuntimeError("too short")
+        return {"y": np.ones((1, size // 2))}
+
+    found = derived_axes(run, {"y": ("batch", "y_1")}, "t", lambda size: {"x": np.zeros((1, size))}, (31, 64))
+    assert found == {"y_1": Derived("t", 0, 2)}

@@ -21,7 +21,7 @@ from deepseek.serve.rest.leases import lease, note
 from deepseek.serve.rest.reply import Reply, json_reply
 from deepseek.serve.rest.response_cache import tensor_key
 from deepseek.serve.rest.schema import MODEL_NAME, checked
-from deepseek.serve.rest.shortcut import AtOnce
+from deepseek.serve.rest.shortcut import SHORT_BODY, AtOnce
 from deepseek.serve.rest.target import Target
 from deepseek.serve.rest.tensor_forms import IndexForm, InferForm, InferParameters, RepositoryForm
 from deepseek.serve.rest.tensor_reply import InferBody, infer_body, with_id
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 EXTENSIONS = ("binary_tensor_data", "model_repository", "generate")
 _NO_PARAMETERS = InferParameters()
 _NO_BYTES = memoryview(b"")
-_SMALL = 16 << 10
-"""Bytes of the longest body that is answered by the shortcut."""
 
 
 class KServe:
@@ -111,7 +109,7 @@ class KServe:
         target = Target(self._service, name, version, lambda hosted: hosted.engine if hosted.kind == "tensor" else None)
 
         def answer(body: bytes) -> bytes | None:
-            found = target.find() if len(body) <= _SMALL else None
+            found = target.find() if len(body) <= SHORT_BODY else None
             if found is None:
                 return None
             hosted, engine = found

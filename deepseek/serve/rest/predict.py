@@ -22,7 +22,7 @@ from deepseek.serve.rest.json_bytes import dump_arrays
 from deepseek.serve.rest.leases import lease, note
 from deepseek.serve.rest.reply import Reply
 from deepseek.serve.rest.response_cache import body_key
-from deepseek.serve.rest.shortcut import AtOnce
+from deepseek.serve.rest.shortcut import SHORT_BODY, AtOnce
 from deepseek.serve.rest.signature_form import SignatureForm
 from deepseek.serve.rest.target import Target
 from deepseek.serve.security.urls import Fetcher
@@ -49,8 +49,6 @@ RAW_TYPES: Mapping[str, frozenset[str]] = {
 """Content types of a body that is itself the instance, by what the model takes."""
 _FIELDS = frozenset({"instances"})
 _AT_ONCE = frozenset({"tensors", "row"})
-_SMALL = 16 << 10
-"""Numbers of so short a body are turned into arrays in the event loop; all else is done beside it."""
 
 
 class Forms:
@@ -109,7 +107,7 @@ class Predict:
         target = Target(self._service, name, version, self._short_form)
 
         def answer(body: bytes) -> bytes | None:
-            found = target.find() if len(body) <= _SMALL else None
+            found = target.find() if len(body) <= SHORT_BODY else None
             if found is None:
                 return None
             hosted, form = found
@@ -136,7 +134,7 @@ class Predict:
         instances = await _instances(form, content_type, body)
         if form.takes in RAW_TYPES:
             instances = await _fetched(instances, self._fetcher)
-        if form.takes in _AT_ONCE and len(body) <= _SMALL and not form.needs_model:
+        if form.takes in _AT_ONCE and len(body) <= SHORT_BODY and not form.needs_model:
             rows = [_row(form, instance, index) for index, instance in enumerate(instances)]
             outputs = await _infer(hosted, rows)
             self._watch(hosted, instances, rows, outputs)
@@ -171,7 +169,7 @@ async def _instances(form: Form, content_type: str, body: bytes) -> Sequence[Any
         return [body]
     if content_type != "application/json":
         require_json(content_type)
-    return _listed(await load_json(body, finite=True) if len(body) > _SMALL else parse_json(body, finite=True))
+    return _listed(await load_json(body, finite=True) if len(body) > SHORT_BODY else parse_json(body, finite=True))
 
 
 def _listed(values: dict[str, Any]) -> Sequence[Any]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 AtOnce = Callable[[bytes], bytes | None]
 """From a body to the JSON of its answer; None where the answer must be waited for. Raises RequestError."""
 
+SHORT_BODY = 16 << 10
+"""Bytes of the longest body that is answered where it arrives; all else is done beside the event loop."""
 _LENGTH = b"\r\ncontent-length:"
 _DIGITS = 12
 

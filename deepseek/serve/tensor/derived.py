@@ -31,25 +31,27 @@ def derived_axes(
     output_axes: Mapping[str, Sequence[str | None]],
     axis: str,
     at: Callable[[int], Mapping[str, np.ndarray]],
-    size: int,
+    sizes: tuple[int, int],
 ) -> dict[str, Derived]:
     """Return the outputs' free dimensions, by their names, that follow from the inputs' dimension `axis`.
 
-    `at` makes inputs with so many of it; the model is run from `size` downwards, and at some much smaller sizes.
+    `at` makes inputs with so many of it. `sizes`: the least that the model takes and the largest to try; it is run from
+    the largest downwards, and at some much smaller ones.
     """
     free = {name: [(i, one) for i, one in enumerate(axes) if i and one] for name, axes in output_axes.items()}
     wanted = {one for pairs in free.values() for _, one in pairs} - {axis}
     if not wanted:
         return {}
+    least, size = sizes
     near = range(size - len(_STRIDES), size + 1)
-    sizes = sorted({max(1, one) for one in (*near, size // 4, size // 3, size // 2, size * 3 // 4)})
+    tries = sorted({max(least, one) for one in (*near, size // 4, size // 3, size // 2, size * 3 // 4)})
     seen: dict[str, list[int]] = {one: [] for one in wanted}
-    for tried in sizes:
+    for tried in tries:
         outputs = run(at(tried))
         shapes = {one: outputs[name].shape[i] for name, pairs in free.items() for i, one in pairs if name in outputs}
         for one in wanted & shapes.keys():
             seen[one].append(shapes[one])
-    return {one: found for one in sorted(wanted) if (found := _fitting(axis, sizes, seen[one])) is not None}
+    return {one: found for one in sorted(wanted) if (found := _fitting(axis, tries, seen[one])) is not None}
 
 
 def _fitting(axis: str, sizes: Sequence[int], found: Sequence[int]) -> Derived | None:

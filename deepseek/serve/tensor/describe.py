@@ -160,7 +160,7 @@ def with_derived(run: Run, signature: ModelSignature, example: Arrays) -> ModelS
             if axis in signature.axes[name]
         )
         at = functools.partial(shortened, example, signature, axis)
-        found |= derived_axes(run, signature.output_axes, axis, at, size)
+        found |= derived_axes(run, signature.output_axes, axis, at, (signature.least.get(axis, 1), size))
     return signature._replace(derived=found)
 
 
